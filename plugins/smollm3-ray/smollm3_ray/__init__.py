@@ -38,7 +38,7 @@ def smollm3_launchers() -> list[LauncherSpec]:
     return [
         LauncherSpec(
             name="ray",
-            summary="workers of Ray Train on this machine or a Ray cluster, restarted if they die; sweeps with Ray Tune",
+            summary="Ray Train on this machine or a cluster: workers that die are restarted; sweeps with Ray Tune",
             factory="smollm3_ray.launcher:RayLauncher",
             options="smollm3_ray.options:RayOptions",
             requires=Requires(distributions=("ray[train,tune]>=2.60", "pyarrow>=17", "pandas")),

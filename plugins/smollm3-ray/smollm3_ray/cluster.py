@@ -77,9 +77,7 @@ def _start(options: RayOptions, cpus: int) -> None:
         if options.address is not None:
             ray.init(address=options.address, **quiet)
         else:
-            ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet
-            )
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
     except (ConnectionError, TimeoutError) as e:
         if options.address is None:
             raise SmolLM3Error(f"Ray did not start: {first_line(e)}", hint="ray stop, then try again") from e
@@ -122,7 +120,7 @@ def _environment(always: dict[str, str], unless_set: dict[str, str]) -> Iterator
 
 @contextlib.contextmanager
 def _output_of_threads(shown: bool) -> Iterator[None]:
-    """Inside the context, what other threads print goes to stderr, or nowhere: Ray's print what its processes report."""
+    """Inside the context, what other threads print, such as Ray's reports, goes to stderr or nowhere."""
     before = sys.stdout
     sys.stdout = _OfOneThread(before, sys.stderr if shown else None)  # type: ignore[assignment]
     try:

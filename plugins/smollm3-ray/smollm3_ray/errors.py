@@ -8,8 +8,8 @@ from typing import Any
 from smollm3_finetune.api import SmolLM3Error
 
 LOGS = "Ray's logs: /tmp/ray/session_latest/logs on the machine of the worker, or --launcher-opt logs=true"
-NO_MEMORY = ("low on memory", "OutOfMemory", "OOM")
-"""How Ray says that it killed a worker because its machine ran out of memory."""
+NO_MEMORY = "NODE_OUT_OF_MEMORY"
+"""The reason that Ray states for a worker that it killed because its machine ran out of memory."""
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Read error [", "NCCL communicator was aborted")
 """How torch says that another process of the run is gone."""
@@ -62,7 +62,7 @@ def what_happened(error: BaseException) -> str:
         if any(text in str(error) for text in LOST):
             return "lost its connection to another worker"
         return f"failed with {type(error).__name__}: {first_line(error)}"
-    if any(text in str(error) for text in NO_MEMORY):
+    if NO_MEMORY in str(error):
         return "was killed because its machine ran out of memory"
     return "died: its process was killed, or its machine is gone"
 

@@ -1,4 +1,4 @@
-"""The folder `ray` in a run directory: what the workers tell the launching process, and what it asks of them.
+"""A folder in the run directory: what the workers tell the launching process, and what it asks of them.
 
 Every process sees the run directory at the same path, so files reach all of them, on one machine and on several.
 """
@@ -18,7 +18,7 @@ class RunFolder:
     """Files through which the launching process and the workers of a run communicate."""
 
     def __init__(self, run: Path) -> None:
-        self.path = run / "ray"
+        self.path = run / ".launched" / "ray"
         self.output = self.path / "output.log"
         """What the first worker prints, and which workers died."""
         self.read = 0
@@ -91,7 +91,7 @@ class RunFolder:
         return len(self.measurements())
 
     def ended(self, *, stopped: bool, problem: str | None = None) -> None:
-        """Record how the run ended in a worker that did not die."""
+        """Record how a trial ended whose process did not die."""
         self._write("end.json", {"stopped": stopped, "problem": problem})
 
     # both

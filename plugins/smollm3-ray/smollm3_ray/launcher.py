@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from smollm3_finetune.api import Launch, Progress, SmolLM3Error, Trial
+from smollm3_finetune.api import Launch, Progress, Trial
 from smollm3_ray.cluster import connected, gpus_per_worker
 from smollm3_ray.errors import as_one_sentence
 from smollm3_ray.folder import RunFolder, run_folder
@@ -48,9 +48,6 @@ class RayLauncher:
             _watch(fitting, folder, progress)
             if fitting.error is not None:
                 raise as_one_sentence(fitting.error)
-            end = folder.end()
-        if end is not None and end["stopped"]:
-            raise SmolLM3Error("the workers were stopped before the last step")
 
     def launch_trials(self, trials: Sequence[Trial], ended: Callable[[str, str | None], None]) -> None:
         if not trials:

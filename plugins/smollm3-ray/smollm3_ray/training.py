@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from smollm3_ray.worker import Work, work
 def make_trainer(options: RayOptions, launch: Launch, *, waits: bool = False) -> TorchTrainer:
     """A trainer whose `fit` executes the run. `waits`: a measurement is followed by a decision about the trial."""
     name = f"{launch.name or launch.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    storage = options.storage_path or str(launch.run / "ray" / "storage")
+    storage = options.storage_path or str(RunFolder(launch.run).path / "storage")
     links = None if options.storage_path else str(Path(storage) / name)
     gpus = gpus_per_worker(options, launch)
-    given = Work(launch=launch, directory=os.getcwd(), report_every=options.report_every, links=links, waits=waits)
+    given = Work(launch=launch, report_every=options.report_every, links=links, waits=waits)
     return TorchTrainer(
         work,
         train_loop_config={"work": given},

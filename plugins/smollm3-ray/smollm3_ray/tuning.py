@@ -6,11 +6,11 @@ Ray Train. After each measurement of the held-out loss, the run waits until Ray 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -34,7 +34,7 @@ def run_trials(options: RayOptions, trials: Sequence[Trial], ended: Callable[[st
     folders = {trial.name: RunFolder(trial.launch.run) for trial in trials}
     for folder in folders.values():
         folder.create()
-    stopping = threading.Event()
+    stopping = folders[trials[0].name].path / "stop-all"
     over = Over()
     try:
         tuner = _tuner(options, trials, stopping, over)
@@ -52,7 +52,7 @@ def run_trials(options: RayOptions, trials: Sequence[Trial], ended: Callable[[st
 def _watch(
     fitting: Background,
     folders: Mapping[str, RunFolder],
-    stopping: threading.Event,
+    stopping: Path,
     over: Over,
     ended: Callable[[str, str | None], None],
 ) -> KeyboardInterrupt | None:
@@ -75,7 +75,7 @@ def _watch(
             if request is not None:
                 raise
             request = stop
-            stopping.set()
+            stopping.touch()
             for folder in folders.values():
                 folder.ask_to_stop()
     return request
@@ -98,28 +98,26 @@ class Over(tune.Callback):  # type: ignore[misc]
 
 
 class StopAll(tune.Stopper):  # type: ignore[misc]
-    """Ends the sweep after a request to stop."""
+    """Ends the sweep after a request to stop: when a file exists, because Ray Tune pickles this object."""
 
-    def __init__(self, stopping: threading.Event) -> None:
-        self.stopping = stopping
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self.stopping.is_set()
+        return self.file.exists()
 
 
-def _tuner(options: RayOptions, trials: Sequence[Trial], stopping: threading.Event, over: Over) -> tune.Tuner:
+def _tuner(options: RayOptions, trials: Sequence[Trial], stopping: Path, over: Over) -> tune.Tuner:
     first = trials[0].launch
     gpus = gpus_per_worker(options, first)
     if options.workers == 1:
         resources = {"cpu": options.cpus_per_worker, **({"gpu": gpus} if gpus else {})}
     else:
         resources = {"cpu": BESIDE}
-    trainable = tune.with_parameters(
-        TrialProcess, trials={trial.name: trial for trial in trials}, options=options, directory=os.getcwd()
-    )
+    trainable = tune.with_parameters(TrialProcess, trials={trial.name: trial for trial in trials}, options=options)
     return tune.Tuner(
         tune.with_resources(trainable, resources),
         param_space={"trial": tune.grid_search([trial.name for trial in trials])},
@@ -134,6 +132,7 @@ def _tuner(options: RayOptions, trials: Sequence[Trial], stopping: threading.Eve
             name="sweep",
             storage_path=options.storage_path or str(RunFolder(first.run).path / "tune"),
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a run has its own
             callbacks=[over],
             stop=StopAll(stopping),
             verbose=1 if options.logs else 0,
@@ -166,10 +165,8 @@ def _concurrent(options: RayOptions, gpus: int) -> int | None:
 class TrialProcess(tune.Trainable):  # type: ignore[misc]
     """The process of a trial: each step lasts until the next measurement, or the end of the run."""
 
-    def setup(
-        self, config: dict[str, Any], trials: Mapping[str, Trial], options: RayOptions, directory: str
-    ) -> None:
-        self.trial, self.options, self.directory = trials[config["trial"]], options, directory
+    def setup(self, config: dict[str, Any], trials: Mapping[str, Trial], options: RayOptions) -> None:
+        self.trial, self.options = trials[config["trial"]], options
         self.folder = RunFolder(self.trial.launch.run)
         self.seen = len(self.folder.measurements())  # of a process that died
         self.last: dict[str, Any] = {}
@@ -200,13 +197,13 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]
     def _run(self) -> None:
         stopped, problem = False, None
         try:
-            with contextlib.chdir(self.directory):
-                if self.options.workers == 1:
-                    self._run_here()
-                else:
-                    stopped = self._run_workers()
-        except KeyboardInterrupt:
-            stopped = True
+            if self.options.workers == 1:
+                self._run_here()
+            else:
+                self._run_workers()
+            stopped = self.folder.stop_asked() and not (self.trial.launch.run / "report.json").exists()
+        except KeyboardInterrupt as e:  # the time limit of the run
+            problem = str(e)
         except SmolLM3Error as e:
             problem = e.message
         except BaseException as e:
@@ -216,13 +213,11 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]
     def _run_here(self) -> None:
         launch = self.trial.launch
         os.environ.update(launch.environment)
-        work = Work(launch=launch, directory=self.directory, report_every=1, links=None, waits=True)
+        work = Work(launch=launch, report_every=1, links=None, waits=True)
         with output_to(self.folder):
             launch.work(RayObserver(work, self.folder, True, lambda *_, **__: None))
 
-    def _run_workers(self) -> bool:
+    def _run_workers(self) -> None:
         from smollm3_ray.training import make_trainer
 
         make_trainer(self.options, self.trial.launch, waits=True).fit()
-        end = self.folder.end()
-        return end is not None and bool(end["stopped"])

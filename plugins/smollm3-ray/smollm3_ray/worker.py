@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sys
@@ -26,8 +27,6 @@ class Work:
     """What a worker receives."""
 
     launch: Launch
-    directory: str
-    """Where the command was started: paths in the configuration may be relative to it."""
     report_every: int
     links: str | None
     """A folder of Ray's storage for hard links to checkpoints; None: Ray copies them."""
@@ -43,19 +42,14 @@ def work(config: Mapping[str, Any]) -> None:
     first = ray.train.get_context().get_world_rank() == 0
     folder = RunFolder(work.launch.run)
     observer = RayObserver(work, folder, first, ray.train.report)
-    if os.path.isdir(work.directory):
-        os.chdir(work.directory)
-    stopped = False
     with output_to(folder) if first else contextlib.nullcontext():
         try:
             work.launch.work(observer)
-        except KeyboardInterrupt:  # a request to stop reaches every worker after the same step
-            stopped = True
+        except KeyboardInterrupt:  # the time limit of the run, which reaches every worker after the same step
+            pass
         except SmolLM3Error as e:
             raise portable(e) from None
     observer.report()
-    if first:
-        folder.ended(stopped=stopped)
 
 
 class RayObserver:
@@ -73,7 +67,7 @@ class RayObserver:
 
     def measured(self, step: int, values: Mapping[str, float]) -> bool:
         self.values |= {"step": step, **values}
-        if self.first and not self.stepped:
+        if self.first and step and not self.stepped:
             self.folder.stepped()
             self.stepped = True
         if HELD_OUT in values or step % self.work.report_every == 0:
@@ -124,10 +118,24 @@ def _wait_for_answer(folder: RunFolder, number: int) -> None:
 @contextlib.contextmanager
 def output_to(folder: RunFolder) -> Iterator[None]:
     """Inside the context, what the process prints goes to the folder of the run, which the launching process shows."""
-    with folder.output.open("a", buffering=1) as file:
+    with folder.output.open("a", buffering=1) as file, _logs_to_files():
         before = sys.stdout, sys.stderr
         sys.stdout = sys.stderr = file
         try:
             yield
         finally:
             sys.stdout, sys.stderr = before
+
+
+@contextlib.contextmanager
+def _logs_to_files() -> Iterator[None]:
+    """Inside the context, log records go to Ray's files only: Ray prints those of all libraries, from INFO."""
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in ("ray", "ray.train", "ray.tune"))]
+    before = [logger.handlers for logger in loggers]
+    for logger in loggers:
+        logger.handlers = [h for h in logger.handlers if hasattr(h, "baseFilename") or h.name != "console"]
+    try:
+        yield
+    finally:
+        for logger, handlers in zip(loggers, before, strict=True):
+            logger.handlers = handlers
