@@ -51,7 +51,7 @@ class ConfigError(SmolLM3Error):
 
 
 class UnknownComponentError(ConfigError):
-    """No active plugin offers the requested loader, quantizer, adapter, formatter, objective, evaluator or exporter."""
+    """No active plugin offers the requested component: a loader, quantizer, adapter, launcher, …"""
 
 
 class IncompatibleError(SmolLM3Error):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -42,8 +44,9 @@ def run_processes(
     """Run a program that starts the processes of a run, such as torchrun, and wait until all of them ended.
 
     Their output is shown; what the program itself prints on standard error is kept for `explain`, which may find in it
-    why a process failed, as a clause: `process 1 was killed by SIGKILL`. A request to stop makes the processes save
-    their state and end. Raises SmolLM3Error if the program fails; then no process is left.
+    why a process failed, as a clause: `process 1 was killed by SIGKILL`. By default, torch's report of a failed process
+    is looked for. A request to stop makes the processes save their state and end. Raises SmolLM3Error if the program
+    fails; then no process is left.
     """
     mark = secrets.token_hex(8)
     variables = {**os.environ, **launch.environment, **(environment or {}), ATTACHED: mark}
@@ -59,7 +62,7 @@ def run_processes(
     kept = deque[str](maxlen=LINES)
     readers = [_reading(program.stderr, kept.append)]
     if program.stdout is not None:
-        readers.append(_reading(program.stdout, progress.say))
+        readers.append(_reading(program.stdout, lambda line: progress.say(line) if line.strip() else None))
     try:
         program.wait()
     except BaseException:  # a request to stop
@@ -72,7 +75,7 @@ def run_processes(
         for reader in readers:
             reader.join(timeout=GRACE)
     if program.returncode != 0:
-        raise SmolLM3Error(_failure(argv, program.returncode, list(kept), explain))
+        raise SmolLM3Error(_failure(argv, program.returncode, list(kept), explain or explain_torch))
 
 
 def _terminal() -> int:
@@ -83,8 +86,9 @@ def _reading(stream: IO[bytes], take: Callable[[str], object]) -> threading.Thre
     """A thread that passes the lines of a stream on until it ends."""
 
     def read() -> None:
-        for line in stream:
-            take(line.decode("utf-8", errors="replace").rstrip("\n").rpartition("\r")[2])
+        with stream:
+            for line in stream:
+                take(line.decode("utf-8", errors="replace").rstrip("\n").rpartition("\r")[2])
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
@@ -142,12 +146,32 @@ def _marked(mark: str, but: int) -> Iterator[Any]:
                 yield process
 
 
-def _failure(argv: Sequence[str], code: int, lines: Sequence[str], explain: Callable[[str], str | None] | None) -> str:
+def _failure(argv: Sequence[str], code: int, lines: Sequence[str], explain: Callable[[str], str | None]) -> str:
     """Why the program failed, as a sentence."""
-    name = Path(argv[0]).name if argv[1:2] != ["-m"] else argv[2]
-    found = explain("\n".join(lines)) if explain is not None else None
-    if found is not None:
+    if (found := explain("\n".join(lines))) is not None:
         return found
+    name = Path(argv[0]).name if argv[1:2] != ["-m"] else argv[2]
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    ended = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    ended = f"was killed by {_signal(-code)}" if code < 0 else f"ended with exit code {code}"
     return f"{name} {ended}{f': {last}' if last else ''}"
+
+
+FIRST = re.compile(r"Root Cause.*?rank\s*: (?P<rank>\d+)[^\n]*\n[^\n]*exitcode\s*: (?P<code>-?\d+)", re.DOTALL)
+NOT_MET = re.compile(r"Rendezvous(Timeout|Connection|Closed)Error|DistNetworkError|TCPStore.*timed out", re.IGNORECASE)
+
+
+def explain_torch(text: str) -> str | None:
+    """Which process failed first, in the report of torch's elastic agent (torchrun, `accelerate launch`)."""
+    if (found := FIRST.search(text)) is not None:
+        code = int(found["code"])
+        if code < 0:
+            return f"process {found['rank']} was killed by {_signal(-code)}"
+        return f"process {found['rank']} ended with exit code {code}"
+    return "the machines of the run did not meet in time" if NOT_MET.search(text) else None
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -22,7 +22,7 @@ from smollm3_finetune.api import (
     directory_source,
 )
 from smollm3_finetune.components.contract import described
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, EXPORTER, FORMATTER, LOADER, QUANTIZER
+from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, EXPORTER, FORMATTER, LAUNCHER, LOADER, QUANTIZER
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import PluginTimeoutError, SmolLM3Error
@@ -65,6 +65,9 @@ def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, s
     if component.kind in (QUANTIZER, EXPORTER) and getattr(component.spec, "check", None) is not None:
         yield ("check accepts a small model, or refuses it with a hint", _check(component, options),
                "raise IncompatibleError or ConfigError with a hint; return nothing")  # fmt: skip
+    if component.kind is LAUNCHER:
+        yield ("it states the processes of a run, or refuses its options with a hint", _launch(component, options),
+               "return a number or None from processes, and raise ConfigError with a hint in check")  # fmt: skip
     if component.kind is LOADER:
         yield ("open returns a source, or refuses the reference with a hint", _open(component, options),
                "raise ModelError with a hint; return a ModelSource")  # fmt: skip
@@ -89,6 +92,23 @@ def _check(component: RegisteredComponent, options: Any) -> str:
     if problem or answer is None:
         return problem
     return f"check(options, source) returned {described(answer)}, which is ignored"
+
+
+def _launch(component: RegisteredComponent, options: Any) -> str:
+    spec: Any = component.spec
+    for name, allowed in (("processes", (int, type(None))), ("sharding", (str,)), ("joins", (bool,))):
+        if (function := getattr(spec, name)) is None:
+            continue
+        answer, problem = _called(component, f"{name}(options)", partial(lambda f: (f(options),), function))
+        if problem:
+            return problem
+        if answer is not None and (not isinstance(answer[0], allowed) or (answer[0] is True and name == "processes")):
+            return f"{name}(options) returned {described(answer[0])}"
+    for env in environments() if spec.check is not None else ():
+        _, problem = _called(component, "check(options, env)", partial(spec.check, options, env))
+        if problem:
+            return problem
+    return ""
 
 
 def _open(component: RegisteredComponent, options: Any) -> str:
@@ -187,7 +207,9 @@ def light_calls(component: RegisteredComponent) -> Iterator[Call]:
     if (refine := getattr(spec, "refine", None)) is not None:
         for env in environments():
             yield "refine", None, partial(refine, spec, options, env)
-    if (check := getattr(spec, "check", None)) is not None:
+    if component.kind is LAUNCHER:
+        yield "processes, sharding or check", TORCH, lambda: _launch(component, options)
+    elif (check := getattr(spec, "check", None)) is not None:
         yield "check", TORCH, lambda: check(options, _small_source())
     if component.kind is LOADER:
         yield "open", TORCH, lambda: _open(component, options)

@@ -16,7 +16,16 @@ from smollm3_finetune.api import Env, options_dict
 from smollm3_finetune.checks.calls import CLAIMED, calls, environments
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.components.contract import described
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, EXPORTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.kinds import (
+    ADAPTER,
+    EVALUATOR,
+    EXPORTER,
+    FORMATTER,
+    LAUNCHER,
+    LOADER,
+    OBJECTIVE,
+    QUANTIZER,
+)
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.requirements import unmet_distributions
@@ -30,6 +39,7 @@ from smollm3_finetune.model.device import KINDS as DEVICES
 PROTOCOLS: Mapping[Any, Any] = {
     LOADER: api.Loader, QUANTIZER: api.Quantizer, ADAPTER: api.Adapter, FORMATTER: api.Formatter,
     OBJECTIVE: api.Objective, EVALUATOR: api.Evaluator, EXPORTER: api.Exporter,
+    LAUNCHER: api.Launcher,
 }  # fmt: skip
 PLAIN = (int, float, bool, str, type(None))
 

@@ -13,13 +13,23 @@ from xml.etree import ElementTree
 
 from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.plugin import Target
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, EXPORTER, FORMATTER, LOADER, OBJECTIVE, QUANTIZER
+from smollm3_finetune.components.kinds import (
+    ADAPTER,
+    EVALUATOR,
+    EXPORTER,
+    FORMATTER,
+    LAUNCHER,
+    LOADER,
+    OBJECTIVE,
+    QUANTIZER,
+)
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import MissingRequirementError
 
 CLASSES = {
     QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance", FORMATTER: "FormatterConformance",
     OBJECTIVE: "ObjectiveConformance", EXPORTER: "ExporterConformance",
+    LAUNCHER: "LauncherConformance",
 }  # fmt: skip
 """The kit's test classes."""
 NEED_REFERENCE = {LOADER: "model", EVALUATOR: "task"}

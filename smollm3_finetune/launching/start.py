@@ -86,10 +86,10 @@ def launched_report(
         return submitted
     ended = read_ended(run)
     if ended and ended[0].kind == "stop":
-        stop = stopping.Stop("", ended[0].exit_code)
-        stop.message, stop.hint = ended[0].message, ended[0].hint
+        asked = stopping.Stop("", ended[0].exit_code)
+        asked.message, asked.hint = ended[0].message, ended[0].hint
         forget_ended(run)
-        raise stop
+        raise asked
     if _written(run) in (None, before):
         missing = SmolLM3Error(f"the processes of {component.title} ended, but the run has no report")
         raise _failure(run, missing)

@@ -23,6 +23,7 @@ from smollm3_finetune.components.kinds import (
     EXPORTER,
     FORMATTER,
     KINDS,
+    LAUNCHER,
     LOADER,
     OBJECTIVE,
     QUANTIZER,
@@ -83,6 +84,11 @@ SAMPLES: Mapping[Kind, _Sample] = {
         summary="the weights of a model as one NumPy archive",
         dependencies=("numpy>=1.26", HOST, TORCH),
         use="export RUN --to {name} --to-opt bits=16",
+    ),
+    LAUNCHER: _Sample(
+        summary="several processes on this machine, with a low priority",
+        dependencies=(HOST, TORCH),
+        use="train --launcher {name} --launcher-opt processes=2",
     ),
 }
 KIND_NAMES = tuple(k.name for k in KINDS)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.testing.adapters import AdapterConformance
     from smollm3_finetune.testing.evaluators import EvaluatorConformance
     from smollm3_finetune.testing.exporters import ExporterConformance
+    from smollm3_finetune.testing.launchers import LauncherConformance
     from smollm3_finetune.testing.loaders import LoaderConformance
     from smollm3_finetune.testing.objectives import ObjectiveConformance
     from smollm3_finetune.testing.quantizers import QuantizerConformance
@@ -39,6 +40,7 @@ HEAVY = {
     "AdapterConformance": "adapters",
     "EvaluatorConformance": "evaluators",
     "ExporterConformance": "exporters",
+    "LauncherConformance": "launchers",
     "LoaderConformance": "loaders",
     "ObjectiveConformance": "objectives",
     "QuantizerConformance": "quantizers",
@@ -61,6 +63,7 @@ __all__ = [
     "EvaluatorConformance",
     "ExporterConformance",
     "FormatterConformance",
+    "LauncherConformance",
     "LoaderConformance",
     "ObjectiveConformance",
     "QuantizerConformance",

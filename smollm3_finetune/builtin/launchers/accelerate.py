@@ -7,7 +7,7 @@ import sys
 
 from smollm3_finetune.api import Launch, Progress, run_processes
 from smollm3_finetune.builtin.launchers.checks import all_processes, processes_here
-from smollm3_finetune.builtin.launchers.elastic import environment, explain
+from smollm3_finetune.builtin.launchers.elastic import environment
 from smollm3_finetune.builtin.launchers.options import AccelerateOptions
 
 PROFILES = {
@@ -32,14 +32,13 @@ class Accelerate:
             launch,
             progress,
             environment=environment(processes_here(self.options), launch.device),
-            explain=explain,
         )
 
     def _arguments(self, launch: Launch) -> list[str]:
         o = self.options
         found = ["--num_processes", str(all_processes(o)), "--num_machines", str(o.nodes)]
         found += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-        if o.profile in ("ddp", "fsdp2") and all_processes(o) > 1:
+        if o.profile == "ddp" and all_processes(o) > 1:
             found += ["--multi_gpu"]  # also on a CPU: --cpu starts a single process
         if o.nodes > 1:
             found += ["--machine_rank", str(o.node_rank), "--main_process_ip", str(o.main_address)]

@@ -3,31 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-import signal
 from collections.abc import Mapping
-
-ROOT = re.compile(r"Root Cause.*?rank\s*: (?P<rank>\d+)[^\n]*\n[^\n]*exitcode\s*: (?P<code>-?\d+)", re.DOTALL)
-TIMEOUT = re.compile(r"RendezvousTimeoutError|RendezvousConnectionError|timed out", re.IGNORECASE)
-
-
-def explain(text: str) -> str | None:
-    """Which process failed first, in the output of the agent."""
-    if (found := ROOT.search(text)) is not None:
-        code = int(found["code"])
-        if code < 0:
-            return f"process {found['rank']} was killed by {_signal(-code)}"
-        return f"process {found['rank']} ended with exit code {code}"
-    if TIMEOUT.search(text):
-        return "the machines did not meet in time"
-    return None
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def environment(processes: int, device: str) -> Mapping[str, str]:

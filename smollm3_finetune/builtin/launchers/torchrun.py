@@ -7,7 +7,7 @@ import sys
 
 from smollm3_finetune.api import Launch, Progress, run_processes
 from smollm3_finetune.builtin.launchers.checks import processes_here
-from smollm3_finetune.builtin.launchers.elastic import environment, explain
+from smollm3_finetune.builtin.launchers.elastic import environment
 from smollm3_finetune.builtin.launchers.options import TorchrunOptions
 
 
@@ -24,7 +24,6 @@ class Torchrun:
             launch,
             progress,
             environment=environment(processes_here(self.options), launch.device),
-            explain=explain,
         )
 
     def _arguments(self, launch: Launch) -> list[str]:

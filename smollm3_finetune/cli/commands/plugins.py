@@ -182,6 +182,7 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
         EvaluatorSpec,
         ExporterSpec,
         FormatterSpec,
+        LauncherSpec,
         LoaderSpec,
         ObjectiveSpec,
         Purpose,
@@ -236,6 +237,8 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
     if isinstance(spec, ExporterSpec):
         holds = refined(chosen, environment(device, Purpose.EXPORT))
         about["takes"], about["round_trips"] = holds.takes, holds.round_trips
+    if isinstance(spec, LauncherSpec):
+        about["waits"], about["sweeps"] = spec.waits, spec.sweeps
     if isinstance(spec, AdapterSpec):
         holds = refined(chosen, env)
         about["needs"] = sorted(holds.needs)
@@ -287,6 +290,9 @@ def _shown(about: dict[str, Any]) -> str:
         rows.append(("exports", takes[about["takes"]]))
     if about.get("round_trips"):
         rows.append(("ships", "what train.ship_as trained for it, bit for bit"))
+    if "waits" in about:
+        waits = "waits for the end of the run" if about["waits"] else "submits a job and does not wait for its end"
+        rows.append(("launches", f"{waits}{', runs the trials of sweeps' if about['sweeps'] else ''}"))
     if about.get("fields"):
         rows.append(("rows", f"must have: {', '.join(about['fields'])}"))
     if (what := _COMPARED.get(about.get("reference", "none"))) is not None:

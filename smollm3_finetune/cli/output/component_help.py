@@ -18,6 +18,7 @@ from smollm3_finetune.components.kinds import (
     EXPORTER,
     FORMATTER,
     KINDS,
+    LAUNCHER,
     LOADER,
     OBJECTIVE,
     QUANTIZER,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.components.registry import RegisteredComponent
 
 NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER,
-         "evaluator": EVALUATOR, "to": EXPORTER}  # fmt: skip
+         "launcher": LAUNCHER, "evaluator": EVALUATOR, "to": EXPORTER}  # fmt: skip
 
 
 OF_A_RUN = tuple(kind for kind in KINDS if kind not in (EVALUATOR, EXPORTER))
