@@ -1,0 +1,156 @@
+"""Connects to Ray, quietly: a cluster, or Ray on this machine for as long as the run lasts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from smollm3_finetune.api import ConfigError, IncompatibleError, Launch, SmolLM3Error
+from smollm3_ray.errors import first_line
+from smollm3_ray.options import RayOptions
+
+OBJECT_STORE = 80 * 2**20
+"""Bytes of shared memory that Ray reserves on this machine: Ray's minimum is 75 MB, and only small objects are sent."""
+ALWAYS = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # paths in a configuration may be relative
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run has its own metrics and trackers
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails measures nothing
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+UNLESS_SET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # also the time between two reports
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_V2_MIGRATION_WARNINGS_ENABLED": "0",
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "3600",  # a trial that is stopped saves its state
+}
+UNLESS_SET_HERE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""For Ray on this machine, which nobody takes away."""
+
+
+def gpus_per_worker(options: RayOptions, launch: Launch) -> int:
+    if options.gpus_per_worker is not None:
+        return options.gpus_per_worker
+    return 0 if launch.device == "cpu" else 1
+
+
+@contextlib.contextmanager
+def connected(options: RayOptions, launch: Launch, *, cpus: int) -> Iterator[None]:
+    """Inside the context, this process is connected to Ray, whose logs are not shown unless options ask for them.
+
+    `cpus`: of Ray on this machine. A Ray that the process is connected to already is used and left connected.
+    """
+    local = {**UNLESS_SET_HERE} if options.address is None else {}
+    with _environment(ALWAYS, {**UNLESS_SET, **local}), warnings.catch_warnings(), _output_of_threads(options.logs):
+        if not options.logs:
+            warnings.simplefilter("ignore")
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
+        _start(options, cpus)
+        try:
+            with _loggers(logging.INFO if options.logs else logging.CRITICAL):
+                if options.address is None:
+                    _check_gpus(options, launch)
+                yield
+        finally:
+            ray.shutdown()
+
+
+def _start(options: RayOptions, cpus: int) -> None:
+    import ray
+
+    level = logging.INFO if options.logs else logging.CRITICAL
+    quiet = {"logging_level": level, "log_to_driver": options.logs}
+    try:
+        if options.address is not None:
+            ray.init(address=options.address, **quiet)
+        else:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+    except (ConnectionError, TimeoutError) as e:
+        if options.address is None:
+            raise SmolLM3Error(f"Ray did not start: {first_line(e)}", hint="ray stop, then try again") from e
+        raise ConfigError(
+            f"launcher 'ray': no Ray cluster answers at address={options.address}",
+            hint="ray status on a node of the cluster, or leave address out",
+        ) from e
+    except (RuntimeError, ValueError, OSError) as e:
+        raise SmolLM3Error(f"Ray did not start: {first_line(e)}", hint="ray status") from e
+
+
+def _check_gpus(options: RayOptions, launch: Launch) -> None:
+    """Raise IncompatibleError if this machine has too few GPUs: Ray would wait for more forever."""
+    import ray
+
+    workers = options.min_workers or options.workers
+    needed, found = workers * gpus_per_worker(options, launch), ray.cluster_resources().get("GPU", 0)
+    if needed > found:
+        raise IncompatibleError(
+            f"launcher 'ray': {workers} workers need {needed} GPUs, but Ray found {found:g} on this machine",
+            hint="fewer workers, or the address of a cluster: --launcher-opt address=auto",
+        )
+
+
+@contextlib.contextmanager
+def _environment(always: dict[str, str], unless_set: dict[str, str]) -> Iterator[None]:
+    """Set environment variables inside the context; Ray reads its settings from them."""
+    new = {**{k: v for k, v in unless_set.items() if k not in os.environ}, **always}
+    before = {k: os.environ.get(k) for k in new}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+@contextlib.contextmanager
+def _output_of_threads(shown: bool) -> Iterator[None]:
+    """Inside the context, what other threads print, such as Ray's reports, goes to stderr or nowhere."""
+    before = sys.stdout
+    sys.stdout = _OfOneThread(before, sys.stderr if shown else None)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+class _OfOneThread:
+    """A stream that this thread writes to, whose text from other threads goes to another stream, or nowhere."""
+
+    def __init__(self, stream: TextIO, others: TextIO | None) -> None:
+        self.stream, self.others, self.thread = stream, others, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        to = self.stream if threading.get_ident() == self.thread else self.others
+        return len(text) if to is None else to.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def _loggers(level: int) -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.train", "ray.tune", "ray.data")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.setLevel(old)
