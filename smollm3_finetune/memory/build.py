@@ -16,6 +16,7 @@ from smollm3_finetune.progress import Silent
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from transformers import PreTrainedModel
 
     from smollm3_finetune.components.selection import SelectedComponent
@@ -68,6 +69,8 @@ class Built:
     adapted: Adapted
     base: Base
     held: Held
+    mode: FakeTensorMode
+    """The context in which the model runs."""
     trained: tuple[tuple[torch.nn.Parameter, int], ...]
     """The trained parameters, and how many of the complete model each of them stands for."""
 
@@ -110,11 +113,12 @@ def build(plan: Plan) -> Built:
         adapted = _attach(adapter, base, context)
     adapted.model.train()
     held = _held(adapted.model, base.model, reduced, own)
-    with without_values():
+    mode = without_values()
+    with mode:
         as_fake(adapted.model, context.device.partition(":")[0])
     counted = _counted(adapted.model, base.model, reduced)
     trained = tuple((p, times) for p, times in counted if isinstance(p, torch.nn.Parameter) and p.requires_grad)
-    return Built(reduced=reduced, adapted=adapted, base=base, held=held, trained=trained)
+    return Built(reduced=reduced, adapted=adapted, base=base, held=held, trained=trained, mode=mode)
 
 
 def _attach(adapter: SelectedComponent, base: Base, context: BuildContext) -> Adapted:

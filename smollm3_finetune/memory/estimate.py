@@ -83,14 +83,13 @@ class Estimator:
     def _predicted(self, about: dict[str, Any], length: int, batch: int) -> MemoryPlan:
         from smollm3_finetune.memory.optimizer import optimizer_bytes
         from smollm3_finetune.memory.step import trace_step
-        from smollm3_finetune.memory.trace import without_values
         from smollm3_finetune.model_files.loading import quiet_transformers
 
         quiet_transformers()
         round_up = rounding(self.device)
         if self._built is None:
             self._built = build(self.plan)
-        with without_values():
+        with self._built.mode:
             if self._optimizer is None:
                 self._optimizer = optimizer_bytes(self._built, self.plan.config.train, self.device, round_up)
             step = trace_step(self._built, self.plan, length, batch, round_up)

@@ -28,7 +28,7 @@ class OptimizerBytes:
 
 
 def optimizer_bytes(built: Built, train: TrainConfig, device: str, round_up: Callable[[int], int]) -> OptimizerBytes:
-    """The memory of the optimizer of a run. Call it inside `without_values`. Raises Unknown."""
+    """The memory of the optimizer of a run. Call it inside `Built.mode`. Raises Unknown."""
     if train.optimizer not in OF_TORCH:
         raise Unknown(f"the memory of the optimizer {train.optimizer!r} was not measured")
     state = largest = total = 0

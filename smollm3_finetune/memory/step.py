@@ -52,7 +52,7 @@ class Step:
 
 
 def trace_step(built: Built, plan: Plan, length: int, batch: int, round_up: Callable[[int], int]) -> Step:
-    """The forward and backward pass of the longest batch. Call it inside `without_values`. Raises Unknown."""
+    """The forward and backward pass of the longest batch. Call it inside `Built.mode`. Raises Unknown."""
     train, context = plan.config.train, plan.model.context
     device = context.device.partition(":")[0]
     model, base = built.adapted.model, built.base.model

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,17 +117,15 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
         segment.peak = max(segment.peak, self.live)
 
 
-@contextmanager
-def without_values() -> Iterator[FakeTensorMode]:
-    """Inside the context, new tensors have no values and no memory."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        yield mode
+def without_values() -> FakeTensorMode:
+    """A context in which new tensors have no values and no memory. Tensors of one may not be used in another."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def as_fake(model: nn.Module, device: str) -> None:
     """Replace the parameters and buffers of a model by fake tensors on `device`; shared ones stay shared.
 
-    Call it inside `without_values`.
+    Call it inside a context of `without_values`.
     """
     made: dict[int, torch.Tensor] = {}
     for module in model.modules():
