@@ -1,0 +1,304 @@
+"""Compares the memory that `smollm3 plan` predicts with the memory that runs take, for many configurations on a CPU.
+
+    nox -s memory-plan -- --smollm2 DIR                     measure the configurations that have no result
+    python benchmarks/memory_plan.py --smollm2 DIR --minutes 30     stop then; the next call continues
+    python benchmarks/memory_plan.py --smollm2 DIR --only "tiny none"
+    python benchmarks/memory_plan.py --predict              predict again, without measuring
+    python benchmarks/memory_plan.py --write                only write the table of docs/memory.md
+
+Each configuration takes a few optimizer steps in a process of its own, in which every batch is the longest one. The
+anonymous memory of that process is sampled every 2 ms; the floor is its memory after all imports, before the model is
+opened. Of training itself the exact peak is known too, because the kernel keeps it. The row in
+benchmarks/results/memory-plan.json has the larger one. Predictions are made in other processes.
+
+`--later N --seed S` adds N configurations at random, which are marked: they are chosen after the planner was frozen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from memory_plan_cells import QUANTIZERS, Cell, chosen, cost, long_cells, write_shaped_model
+from memory_plan_page import write_page
+
+from smollm3_finetune.components.requirements import installed_version
+
+RESULTS = Path(__file__).parent / "results" / "memory-plan.json"
+WORK = Path(__file__).with_name("memory_plan_work.py")
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "torchao", "gptqmodel")
+PLANNER = importlib.util.find_spec("smollm3_finetune.memory")
+FIRST, FIRST_SEED = 46, 1
+"""The configurations that were measured while the planner was built."""
+EVERY = 0.002
+"""Seconds between samples."""
+
+
+class Machine:
+    """Where the models are, and the process from which those of the configurations are forked."""
+
+    def __init__(self, work: Path, smollm2: Path | None) -> None:
+        self.work = work
+        self.models = {"tiny": "tiny", "smollm3-shaped": str(write_shaped_model(work / "smollm3-shaped"))}
+        if smollm2 is not None:
+            self.models["smollm2"] = str(smollm2.resolve())
+        self.env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "SMOLLM3_CACHE": str(work / "cache")}
+        self.quant: str | None = None
+        self.server: subprocess.Popen[str] | None = None
+        self.names: set[str] = set()
+
+    def start(self, quant: str, modules: set[str]) -> subprocess.Popen[str]:
+        """The server for configurations of a quantizer, which has imported `modules`."""
+        if self.server is None or self.quant != quant or not modules <= self.names:
+            self.stop()
+            with (self.work / "errors.txt").open("w") as errors:
+                self.server = subprocess.Popen(
+                    [sys.executable, str(WORK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                    text=True, env=self.env, start_new_session=True,
+                )  # fmt: skip
+            self.names = modules if self.quant != quant else self.names | modules
+            self.quant = quant
+            self.send(sorted(self.names))
+        return self.server
+
+    def stop(self) -> None:
+        if self.server is not None and self.server.stdin is not None:
+            self.server.stdin.close()
+            self.server.wait()
+            self.server = None
+
+    def send(self, value: Any) -> None:
+        assert self.server is not None and self.server.stdin is not None
+        self.server.stdin.write(json.dumps(value) + "\n")
+        self.server.stdin.flush()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What the server and the process of one configuration print, until that process ends."""
+        assert self.server is not None and self.server.stdout is not None
+        error = ""
+        for line in self.server.stdout:
+            event = json.loads(line)
+            if "exit" in event:
+                if event["exit"]:
+                    raise RuntimeError(error or f"exit code {event['exit']}")
+                return
+            error = event.get("error", error)
+            yield event
+        raise RuntimeError("the process from which others are forked has ended")
+
+    def ask(self, what: str, cell: Cell) -> Iterator[dict[str, Any]]:
+        """Start the process of a configuration. Yields what it prints."""
+        directory = self.work / "cell"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        about = {"cell": cell.as_json(), "model": self.models[cell.model], "work": str(directory), "nice": 15}
+        self.send({"what": what, **about})
+        yield from self.events()
+
+    def prepare(self, cell: Cell) -> None:
+        """Start the server with the modules that runs of the configuration import, which a short run names."""
+        name = "-".join((cell.model, cell.quant, cell.adapter))
+        kept = self.work / f"modules-{name}.json"
+        if not kept.is_file():
+            self.start(cell.quant, set())
+            short = Cell(**{**cell.as_json(), "length": 64, "batch": 1})
+            found = [event["modules"] for event in self.ask("modules", short) if "modules" in event]
+            kept.write_text(json.dumps(found[0]))
+        modules = set()
+        for other in self.work.glob(f"modules-*-{cell.quant}-*.json"):
+            modules |= set(json.loads(other.read_text()))
+        self.start(cell.quant, modules)
+
+
+def measured(machine: Machine, cell: Cell) -> dict[str, Any]:
+    """The memory of one configuration, in bytes above the floor."""
+    machine.prepare(cell)
+    samples: list[tuple[float, int]] = []
+    ended = threading.Event()
+
+    def sample(file: Path) -> None:
+        while not ended.is_set():
+            try:
+                text = file.read_text()
+            except OSError:
+                return
+            at = text.find("RssAnon:")
+            if at > 0:
+                samples.append((time.monotonic(), 1024 * int(text[at + 8 : text.index("kB", at)])))
+            time.sleep(EVERY)
+
+    threads, events = [], {}
+    try:
+        for event in machine.ask("run", cell):
+            if "pid" in event:
+                threads.append(threading.Thread(target=sample, args=(Path(f"/proc/{event['pid']}/status"),)))
+                threads[0].start()
+            if "phase" in event:
+                events[event["phase"]] = event
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    floor, began = events["loading"]["anonymous"], events["loading"]["time"]
+    trains, after = events["training"]["time"], events["after"]["time"]
+
+    def highest(start: float, end: float) -> int:
+        return max((size for at, size in samples if start <= at <= end), default=floor) - floor
+
+    tokens = events["end"]["tokens"]
+    if tokens != cell.tokens * events["after"]["steps"]:
+        raise RuntimeError(f"{tokens} tokens in {events['after']['steps']} steps of {cell.tokens}")
+    figures = {
+        "loading": highest(began, trains),
+        "loaded": events["training"]["anonymous"] - floor,
+        "training": events["after"]["high"] - floor,
+        "training_sampled": highest(trains, after),
+        "afterwards": highest(after, events["end"]["time"]),
+    }
+    return {
+        **figures,
+        "measured": max(figures.values()),
+        "floor": floor,
+        "seconds": round(events["end"]["time"] - began, 1),
+        "batches": events["end"]["batches"],
+    }
+
+
+def predicted(machine: Machine, cell: Cell) -> dict[str, Any]:
+    """The prediction for one configuration."""
+    machine.prepare(cell)
+    found = [event for event in machine.ask("predict", cell) if "peak" in event][0]
+    return {name: value for name, value in found.items() if name != "time"}
+
+
+def machine_words() -> dict[str, Any]:
+    """The machine and the versions that the results depend on."""
+    model = "unknown"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    found = {name: installed_version(name) for name in LIBRARIES}
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}, {' '.join(platform.libc_ver())}",
+        "python": platform.python_version(),
+        "versions": {name: version for name, version in found.items() if version},
+    }
+
+
+def read(file: Path) -> dict[str, Any]:
+    if file.is_file():
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    return {"machine": machine_words(), "rows": []}
+
+
+def write(results: dict[str, Any], file: Path) -> None:
+    """Write the results, a line for each configuration."""
+    rows = ",\n  ".join(json.dumps(row) for row in results["rows"])
+    head = json.dumps({name: value for name, value in results.items() if name != "rows"}, indent=1)[1:-2]
+    partial = file.with_suffix(".partial")
+    partial.write_text(f'{{{head},\n "rows": [\n  {rows}\n ]\n}}\n', encoding="utf-8")
+    partial.replace(file)
+
+
+def cells_of(results: dict[str, Any]) -> list[tuple[Cell, bool]]:
+    """The configurations, those first that were chosen first; whether a configuration was chosen later."""
+    found = [(cell, False) for cell in (*chosen(FIRST, FIRST_SEED), *long_cells())]
+    if (later := results.get("later")) is not None:
+        without = [cell for cell, _ in found]
+        found += [(cell, True) for cell in chosen(later["count"], later["seed"], without)]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smollm2", type=Path, metavar="DIR", help="SmolLM2-135M as transformers writes it")
+    parser.add_argument("--only", action="append", help="configurations whose name contains this")
+    parser.add_argument("--minutes", type=float, help="start no configuration after this time")
+    parser.add_argument("--most", type=float, help="the most tokens of a batch")
+    parser.add_argument("--again", action="store_true", help="measure configurations that have a result again")
+    parser.add_argument("--predict", action="store_true", help="predict again, and measure nothing")
+    parser.add_argument("--later", type=int, metavar="N", help="add N configurations at random, marked")
+    parser.add_argument("--seed", type=int, default=2, help="of --later")
+    parser.add_argument("--commit", help="of the frozen planner, for --later")
+    parser.add_argument("--write", action="store_true", help="only write the table of docs/memory.md")
+    parser.add_argument("--work", type=Path, help="directory for the caches; default: a temporary one")
+    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    results = read(args.results)
+    if args.write:
+        write_page(results)
+        return
+    if args.later:
+        results["later"] = {"count": args.later, "seed": args.seed, "planner": args.commit}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        machine = Machine(work, args.smollm2)
+        try:
+            fill(results, args, machine)
+        finally:
+            machine.stop()
+    write_page(results)
+
+
+def order(cell: Cell) -> tuple[bool, int, float]:
+    """SmolLM2 last; then those of one quantizer together, the quickest first."""
+    return cell.model == "smollm2", QUANTIZERS.index(cell.quant), cost(cell)
+
+
+def fill(results: dict[str, Any], args: argparse.Namespace, machine: Machine) -> None:
+    """Measure and predict what is missing, the quickest first."""
+    began = time.monotonic()
+    known = {row["key"]: row for row in results["rows"]}
+    cells = sorted(cells_of(results), key=lambda item: order(item[0]))
+    for cell, later in cells:
+        if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
+            break
+        if cell.model not in machine.models or (args.only and not any(part in cell.key for part in args.only)):
+            continue
+        if args.most is not None and cell.tokens > args.most:
+            continue
+        row = known.get(cell.key)
+        if row is None or args.again:
+            if args.predict:
+                continue
+            try:
+                row = {"key": cell.key, **cell.as_json(), "later": later, **measured(machine, cell)}
+            except RuntimeError as e:
+                print(f"{cell.key}: {e}", file=sys.stderr, flush=True)
+                continue
+            row["date"] = datetime.date.today().isoformat()
+        elif not args.predict and ("predicted" in row or PLANNER is None):
+            continue
+        try:
+            if PLANNER is not None:
+                row["predicted"] = predicted(machine, cell)
+        except RuntimeError as e:
+            print(f"{cell.key}: no prediction: {e}", file=sys.stderr, flush=True)
+        known[cell.key] = row
+        results["rows"] = list(known.values())
+        write(results, args.results)
+        about = row.get("predicted", {}).get("peak")
+        error = "" if about is None else f", predicted {about / 1e6:.1f} MB ({about / row['measured'] - 1:+.1%})"
+        print(f"{cell.key}: {row['measured'] / 1e6:.1f} MB in {row['seconds']} s{error}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
