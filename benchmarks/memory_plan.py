@@ -1,13 +1,13 @@
 """Compares the memory that `smollm3 plan` predicts with the memory that runs take, for many configurations on a CPU.
 
-    nox -s memory-plan -- --smollm2 DIR                     measure the configurations that have no result
+    nox -s memory_plan -- --smollm2 DIR                     measure the configurations that have no result
     python benchmarks/memory_plan.py --smollm2 DIR --minutes 30     stop then; the next call continues
     python benchmarks/memory_plan.py --smollm2 DIR --only "tiny none"
     python benchmarks/memory_plan.py --predict              predict again, without measuring
     python benchmarks/memory_plan.py --write                only write the table of docs/memory.md
 
 Each configuration takes a few optimizer steps in a process of its own, in which every batch is the longest one. The
-anonymous memory of that process is sampled every 2 ms; the floor is its memory after all imports, before the model is
+anonymous memory of that process is sampled every 5 ms; the floor is its memory after all imports, before the model is
 opened. Of training itself the exact peak is known too, because the kernel keeps it. The row in
 benchmarks/results/memory-plan.json has the larger one. Predictions are made in other processes.
 
@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from memory_plan_cells import QUANTIZERS, Cell, chosen, cost, long_cells, write_shaped_model
+from memory_plan_cells import QUANTIZERS, Cell, all_cells, chosen, cost, is_quick, long_cells, write_shaped_model
 from memory_plan_page import write_page
 
 from smollm3_finetune.components.requirements import installed_version
@@ -43,7 +43,7 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "torchao", 
 PLANNER = importlib.util.find_spec("smollm3_finetune.memory")
 FIRST, FIRST_SEED = 46, 1
 """The configurations that were measured while the planner was built."""
-EVERY = 0.002
+EVERY = 0.005
 """Seconds between samples."""
 
 
@@ -60,19 +60,17 @@ class Machine:
         self.server: subprocess.Popen[str] | None = None
         self.names: set[str] = set()
 
-    def start(self, quant: str, modules: set[str]) -> subprocess.Popen[str]:
-        """The server for configurations of a quantizer, which has imported `modules`."""
-        if self.server is None or self.quant != quant or not modules <= self.names:
-            self.stop()
-            with (self.work / "errors.txt").open("w") as errors:
-                self.server = subprocess.Popen(
-                    [sys.executable, str(WORK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                    text=True, env=self.env, start_new_session=True,
-                )  # fmt: skip
-            self.names = modules if self.quant != quant else self.names | modules
-            self.quant = quant
-            self.send(sorted(self.names))
-        return self.server
+    def start(self, quant: str) -> None:
+        """Start the server for configurations of a quantizer, unless it runs."""
+        if self.server is not None and self.quant == quant:
+            return
+        self.stop()
+        with (self.work / "errors.txt").open("w") as errors:
+            self.server = subprocess.Popen(
+                [sys.executable, str(WORK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                text=True, env=self.env, start_new_session=True,
+            )  # fmt: skip
+        self.quant, self.names = quant, set()
 
     def stop(self) -> None:
         if self.server is not None and self.server.stdin is not None:
@@ -109,18 +107,24 @@ class Machine:
         yield from self.events()
 
     def prepare(self, cell: Cell) -> None:
-        """Start the server with the modules that runs of the configuration import, which a short run names."""
-        name = "-".join((cell.model, cell.quant, cell.adapter))
-        kept = self.work / f"modules-{name}.json"
+        """Start the server, and make it import the modules that runs of the configuration import."""
+        self.start(cell.quant)
+        names = set(self.modules("tiny", cell.quant, cell.adapter)) | set(self.modules(cell.model, "none", "lora"))
+        if not names <= self.names:
+            self.send({"import": sorted(names - self.names)})
+            self.names |= names
+
+    def modules(self, model: str, quant: str, adapter: str) -> list[str]:
+        """The modules that runs with these components import, which a short run names."""
+        kept = self.work / f"modules-{model}-{quant}-{adapter}.json"
         if not kept.is_file():
-            self.start(cell.quant, set())
-            short = Cell(**{**cell.as_json(), "length": 64, "batch": 1})
+            short = Cell(
+                model=model, quant=quant, adapter=adapter, length=64, batch=1, checkpointing=False, packing=False
+            )
             found = [event["modules"] for event in self.ask("modules", short) if "modules" in event]
             kept.write_text(json.dumps(found[0]))
-        modules = set()
-        for other in self.work.glob(f"modules-*-{cell.quant}-*.json"):
-            modules |= set(json.loads(other.read_text()))
-        self.start(cell.quant, modules)
+        names: list[str] = json.loads(kept.read_text())
+        return names
 
 
 def measured(machine: Machine, cell: Cell) -> dict[str, Any]:
@@ -180,8 +184,8 @@ def measured(machine: Machine, cell: Cell) -> dict[str, Any]:
 def predicted(machine: Machine, cell: Cell) -> dict[str, Any]:
     """The prediction for one configuration."""
     machine.prepare(cell)
-    found = [event for event in machine.ask("predict", cell) if "peak" in event][0]
-    return {name: value for name, value in found.items() if name != "time"}
+    found = [event for event in machine.ask("predict", cell) if "peak" in event]
+    return {name: value for name, value in found[0].items() if name != "time"}
 
 
 def machine_words() -> dict[str, Any]:
@@ -219,10 +223,12 @@ def write(results: dict[str, Any], file: Path) -> None:
 
 def cells_of(results: dict[str, Any]) -> list[tuple[Cell, bool]]:
     """The configurations, those first that were chosen first; whether a configuration was chosen later."""
-    found = [(cell, False) for cell in (*chosen(FIRST, FIRST_SEED), *long_cells())]
+    found = [(cell, False) for cell in (*filter(is_quick, chosen(FIRST, FIRST_SEED, all_cells())), *long_cells())]
     if (later := results.get("later")) is not None:
         without = [cell for cell, _ in found]
-        found += [(cell, True) for cell in chosen(later["count"], later["seed"], without)]
+        found += [
+            (cell, True) for cell in chosen(later["count"], later["seed"], filter(is_quick, all_cells()), without)
+        ]
     return found
 
 

@@ -76,12 +76,9 @@ def all_cells() -> list[Cell]:
 
 
 def long_cells() -> list[Cell]:
-    """The longest batches of SmolLM2, which take minutes."""
+    """The longest batch of SmolLM2, which takes minutes."""
     about: dict[str, Any] = {"model": "smollm2", "batch": 1, "checkpointing": True, "packing": False}
-    return [
-        Cell(quant="none", adapter="lora", length=2048, **about),
-        Cell(quant="bnb-4bit", adapter="lora", length=4096, **about),
-    ]
+    return [Cell(quant="none", adapter="lora", length=2048, **about)]
 
 
 def cost(cell: Cell) -> float:
@@ -90,14 +87,19 @@ def cost(cell: Cell) -> float:
     return each * cell.tokens * (1.4 if cell.checkpointing else 1.0) * (1 + cell.length / 4096)
 
 
-def chosen(count: int, seed: int, without: Iterable[Cell] = ()) -> list[Cell]:
-    """`count` configurations at random, such that the values of each factor come about equally often.
+def is_quick(cell: Cell) -> bool:
+    """Whether it takes less than minutes."""
+    return cell.model != "smollm2" or cell.tokens <= 512
+
+
+def chosen(count: int, seed: int, cells: Iterable[Cell], without: Iterable[Cell] = ()) -> list[Cell]:
+    """`count` of `cells` at random, such that the values of each factor come about equally often.
 
     Each next one is the best of twelve random ones: the one whose values have been chosen least often.
     """
     draw, taken, found = random.Random(seed), set(without), list[Cell]()
     counts: dict[tuple[str, Any], int] = {}
-    pool = [cell for cell in all_cells() if cell not in taken]
+    pool = [cell for cell in cells if cell not in taken]
 
     def factors(cell: Cell) -> list[tuple[str, Any]]:
         about = cell.as_json()

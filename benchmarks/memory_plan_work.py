@@ -108,7 +108,6 @@ def predict(about: Mapping[str, Any], work: Path) -> None:
 def take_steps(about: Mapping[str, Any], work: Path) -> None:
     """Train, and print the phases."""
     run = prepared(about, work)
-    gc.collect()
     say(phase="loading", anonymous=status("RssAnon"))
     with contextlib.redirect_stdout(sys.stderr):
         report = run.train(Phases())
@@ -123,21 +122,24 @@ def name_modules(about: Mapping[str, Any], work: Path) -> None:
 
 
 def main() -> None:
-    """Import the modules of the first line, and then start a process for each other line of standard input."""
+    """Import modules, or start a process, for each line of standard input."""
     import_for_training()
-    for name in json.loads(sys.stdin.readline()):
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-    gc.collect()
-    gc.freeze()
     for line in sys.stdin:
         about = json.loads(line)
+        if "import" in about:
+            for name in about["import"]:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+            gc.collect()
+            continue
         child = os.fork()
         if not child:
             failed = 1
             try:
                 os.nice(about["nice"])
-                {"predict": predict, "run": take_steps, "modules": name_modules}[about["what"]](about, Path(about["work"]))
+                {"predict": predict, "run": take_steps, "modules": name_modules}[about["what"]](
+                    about, Path(about["work"])
+                )
                 failed = 0
             except BaseException as e:
                 say(error=f"{type(e).__name__}: {e}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.options import component_help_option, run_options
 from smollm3_finetune.cli.parsing import RowsCommand
 from smollm3_finetune.cli.session import find_plugins, flag_settings, prints_report, say_warning
 
@@ -21,15 +21,6 @@ Examples:
 """
 
 
-def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Show help after all other options are parsed, so that it includes the options of the named components."""
-    if value:
-        from smollm3_finetune.cli.output.component_help import component_help
-
-        click.echo(ctx.get_help() + "\n\n" + component_help(ctx.params))
-        ctx.exit()
-
-
 @click.command(cls=RowsCommand, epilog=EXAMPLES, add_help_option=False)
 @run_options
 @click.option(
@@ -39,8 +30,7 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load no weights, write no files.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
-@click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help,
-              help="Show this message and exit.")  # fmt: skip
+@component_help_option
 @click.pass_context
 @prints_report
 def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: bool, **values: Any) -> str | None:
@@ -75,6 +65,9 @@ def train(ctx: click.Context, /, resume: str | None, dry_run: bool, as_json: boo
     shut_down_processes()
     if not is_main_process():
         return None
+    from smollm3_finetune.memory.predictor import remember
+
+    remember(planned.plan, planned.registry, report)
     if as_json:
         return json.dumps(report, ensure_ascii=False)
     from smollm3_finetune.cli.output.run import shown_report
