@@ -64,13 +64,24 @@ class Probe:
         return sum(s.tokens for s in self.steps) / sum(s.seconds for s in self.steps)
 
     @property
+    def counts_tokens(self) -> bool:
+        """Whether the tokens of steps are known; an objective may have batches of other names."""
+        return all(s.tokens > 0 for s in self.steps)
+
+    @property
     def duration(self) -> tuple[float, float, float]:
         """Seconds of all steps of the run, and its 95 % interval.
 
-        The time of a step is taken to grow with its tokens; the interval is that of the mean time of a token.
+        The time of a step is taken to grow with its tokens; the interval is that of the mean time of a token. If
+        tokens are not counted, that of a step.
         """
-        middle = self.total_steps * self.tokens_per_step / self.tokens_per_second
-        margin = relative_margin([s.seconds for s in self.steps], [s.tokens for s in self.steps])
+        seconds = [s.seconds for s in self.steps]
+        if self.counts_tokens:
+            middle = self.total_steps * self.tokens_per_step / self.tokens_per_second
+            margin = relative_margin(seconds, [s.tokens for s in self.steps])
+        else:
+            middle = self.total_steps * self.step_seconds
+            margin = relative_margin(seconds, [1] * len(seconds))
         return middle, middle / (1 + margin), middle * (1 + margin)
 
     def as_json(self) -> dict[str, Any]:
@@ -202,6 +213,8 @@ def _take_steps(job: Job) -> dict[str, Any]:
         trainer.add_callback(timing)
         loaded.model.train()
         trainer.train()
+        if callback.save_times.stopped_by is not None:
+            raise callback.save_times.stopped_by
         found = {**memory.so_far(), "batch_tokens": trainer.largest or None}
     steps = tuple(
         Step(seconds=end - start, tokens=after - so_far)

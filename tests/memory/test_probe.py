@@ -54,6 +54,14 @@ def test_the_duration_follows_the_tokens() -> None:
     assert low < 600 < high < 700
 
 
+def test_without_counted_tokens_the_duration_follows_the_steps() -> None:
+    steps = (Step(seconds=2.0, tokens=0), Step(seconds=4.0, tokens=0), Step(seconds=3.0, tokens=0))
+    found = Probe(steps=steps, loading=1.0, first=9.0, total_steps=100, tokens_per_step=600.0, memory={})
+    middle, low, high = found.duration
+    assert middle == pytest.approx(300.0)
+    assert low < 300 < high
+
+
 def test_the_margin_is_zero_without_variation_and_grows_with_it() -> None:
     assert relative_margin([1.0, 2.0, 3.0], [10, 20, 30]) == pytest.approx(0)
     small, large = relative_margin([1.0, 1.1, 0.9], [10] * 3), relative_margin([1.0, 1.4, 0.6], [10] * 3)

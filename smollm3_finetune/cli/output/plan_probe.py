@@ -19,7 +19,7 @@ def shown_probe(found: Probe, predicted: MemoryPlan | None) -> str:
     each = sorted(s.seconds for s in found.steps)
     lines = [
         f"a step         {found.step_seconds:.3g} s (from {each[0]:.3g} to {each[-1]:.3g} s in "
-        f"{counted(len(each), 'step')}), {found.tokens_per_second:.0f} tokens/s",
+        f"{counted(len(each), 'step')})" + (f", {found.tokens_per_second:.0f} tokens/s" if found.counts_tokens else ""),
         f"the run        {counted(found.total_steps, 'step')}: {duration(middle)} (95 % interval {duration(low)} to "
         f"{duration(high)}), and {duration(found.loading)} before the first step; measuring held-out rows is not "
         "included",
