@@ -7,7 +7,7 @@
     python benchmarks/memory_plan.py --write                only write the table of docs/memory.md
 
 Each configuration takes a few optimizer steps in a process of its own, in which every batch is the longest one. The
-anonymous memory of that process is sampled every 5 ms; the floor is its memory after all imports, before the model is
+anonymous memory of that process is sampled every 10 ms; the floor is its memory after all imports, before the model is
 opened. Of training itself the exact peak is known too, because the kernel keeps it. The row in
 benchmarks/results/memory-plan.json has the larger one. Predictions are made in other processes.
 
@@ -43,8 +43,9 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "torchao", 
 PLANNER = importlib.util.find_spec("smollm3_finetune.memory")
 FIRST, FIRST_SEED = 46, 1
 """The configurations that were measured while the planner was built."""
-EVERY = 0.005
+EVERY = 0.01
 """Seconds between samples."""
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Machine:
@@ -59,6 +60,8 @@ class Machine:
         self.quant: str | None = None
         self.server: subprocess.Popen[str] | None = None
         self.names: set[str] = set()
+        self.added: dict[str, int] = {}
+        """By model, the tokens that a row has beside its text."""
 
     def start(self, quant: str) -> None:
         """Start the server for configurations of a quantizer, unless it runs."""
@@ -103,6 +106,7 @@ class Machine:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         about = {"cell": cell.as_json(), "model": self.models[cell.model], "work": str(directory), "nice": 15}
+        about["added"] = self.added.get(cell.model)
         self.send({"what": what, **about})
         yield from self.events()
 
@@ -121,9 +125,11 @@ class Machine:
             short = Cell(
                 model=model, quant=quant, adapter=adapter, length=64, batch=1, checkpointing=False, packing=False
             )
-            found = [event["modules"] for event in self.ask("modules", short) if "modules" in event]
+            found = [event for event in self.ask("modules", short) if "modules" in event]
             kept.write_text(json.dumps(found[0]))
-        names: list[str] = json.loads(kept.read_text())
+        about = json.loads(kept.read_text())
+        self.added[model] = about["added"]
+        names: list[str] = about["modules"]
         return names
 
 
@@ -136,19 +142,17 @@ def measured(machine: Machine, cell: Cell) -> dict[str, Any]:
     def sample(file: Path) -> None:
         while not ended.is_set():
             try:
-                text = file.read_text()
-            except OSError:
+                _, resident, shared, *_ = file.read_text().split()
+            except (OSError, ValueError):
                 return
-            at = text.find("RssAnon:")
-            if at > 0:
-                samples.append((time.monotonic(), 1024 * int(text[at + 8 : text.index("kB", at)])))
+            samples.append((time.monotonic(), PAGE * (int(resident) - int(shared))))
             time.sleep(EVERY)
 
     threads, events = [], {}
     try:
         for event in machine.ask("run", cell):
             if "pid" in event:
-                threads.append(threading.Thread(target=sample, args=(Path(f"/proc/{event['pid']}/status"),)))
+                threads.append(threading.Thread(target=sample, args=(Path(f"/proc/{event['pid']}/statm"),)))
                 threads[0].start()
             if "phase" in event:
                 events[event["phase"]] = event
@@ -264,9 +268,9 @@ def main() -> None:
     write_page(results)
 
 
-def order(cell: Cell) -> tuple[bool, int, float]:
-    """SmolLM2 last; then those of one quantizer together, the quickest first."""
-    return cell.model == "smollm2", QUANTIZERS.index(cell.quant), cost(cell)
+def order(cell: Cell) -> tuple[bool, bool, int, float]:
+    """SmolLM2 last, and long batches before it; then those of one quantizer together, the quickest first."""
+    return cell.model == "smollm2", cell.tokens > 2048, QUANTIZERS.index(cell.quant), cost(cell)
 
 
 def fill(results: dict[str, Any], args: argparse.Namespace, machine: Machine) -> None:

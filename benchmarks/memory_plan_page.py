@@ -55,7 +55,8 @@ def generated(results: Mapping[str, Any]) -> str:
         f"{len(rows)} configurations: {figures(rows)}.",
         *([f"Chosen before the planner was frozen, {len(first)}: {figures(first)}."] if first and later else ()),
         *([f"Chosen at random after it was frozen, {len(later)}, marked with ●: {figures(later)}."] if later else ()),
-        f"Measured {when} on {machine['cores']} cores of {machine['processor']} ({machine['system']}) in float32, with Python {machine['python']}, {versions}.",
+        f"Measured {when} on {machine['cores']} cores of {machine['processor']} ({machine['system']}) in float32, with "
+        f"Python {machine['python']}, {versions}.",
         _table(rows),
     ]
     return "\n\n".join(parts)

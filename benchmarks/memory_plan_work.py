@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memory_plan_cells import STEPS, Cell, write_rows
+from memory_plan_cells import STEPS, WORD, Cell, write_rows
 
 from smollm3_finetune.api import Conversation
 from smollm3_finetune.components.discovery import PluginSelection, discover
@@ -84,13 +84,18 @@ def planned(cell: Cell, model: str, work: Path) -> PlannedRun:
     return plan_training(settings, find_plugins=find, progress=Silent(), warn=lambda text: None)
 
 
+def added_tokens(about: Mapping[str, Any], work: Path) -> int:
+    """The tokens that a row has beside its text."""
+    (work / "rows.jsonl").write_text('{"text": "a"}\n')
+    plan = planned(Cell(**about["cell"]), about["model"], work).plan
+    renderer = Renderer(plan.tokenizer(), plan.render)
+    return len(renderer.encode(Conversation(text=WORD * 10), 10**9).input_ids) - 10
+
+
 def prepared(about: Mapping[str, Any], work: Path) -> PlannedRun:
     """The checked run of a configuration, with its rows."""
-    cell, file = Cell(**about["cell"]), work / "rows.jsonl"
-    file.write_text('{"text": "a"}\n')
-    plan = planned(cell, about["model"], work).plan
-    renderer = Renderer(plan.tokenizer(), plan.render)
-    write_rows(file, cell, lambda text: len(renderer.encode(Conversation(text=text), 10**9).input_ids))
+    cell = Cell(**about["cell"])
+    write_rows(work / "rows.jsonl", cell, about["added"])
     return planned(cell, about["model"], work)
 
 
@@ -115,10 +120,11 @@ def take_steps(about: Mapping[str, Any], work: Path) -> None:
 
 
 def name_modules(about: Mapping[str, Any], work: Path) -> None:
-    """Train, and print the modules that were imported."""
+    """Train, and print the modules that were imported, and the tokens that a row has beside its text."""
+    added = added_tokens(about, work)
     with contextlib.redirect_stdout(sys.stderr):
-        prepared(about, work).train(Phases())
-    say(modules=sorted(sys.modules))
+        prepared({**about, "added": added}, work).train(Phases())
+    say(modules=sorted(sys.modules), added=added)
 
 
 def main() -> None:
