@@ -29,11 +29,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from memory_plan_cells import QUANTIZERS, Cell, all_cells, chosen, cost, is_quick, long_cells, write_shaped_model
-from memory_plan_page import write_page
+from memory_plan_page import error_of, write_page
 
 from smollm3_finetune.components.requirements import installed_version
 
@@ -106,7 +107,7 @@ class Machine:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         about = {"cell": cell.as_json(), "model": self.models[cell.model], "work": str(directory), "nice": 15}
-        about["added"] = self.added.get(cell.model)
+        about["added"] = self.added.get(cell.model, 0)
         self.send({"what": what, **about})
         yield from self.events()
 
@@ -187,7 +188,7 @@ def measured(machine: Machine, cell: Cell) -> dict[str, Any]:
 
 def predicted(machine: Machine, cell: Cell) -> dict[str, Any]:
     """The prediction for one configuration."""
-    machine.prepare(cell)
+    machine.start("any")
     found = [event for event in machine.ask("predict", cell) if "peak" in event]
     return {name: value for name, value in found[0].items() if name != "time"}
 
@@ -262,7 +263,10 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         machine = Machine(work, args.smollm2)
         try:
-            fill(results, args, machine)
+            if not args.predict:
+                measure(results, args, machine)
+            if PLANNER is not None:
+                predict(results, args, machine)
         finally:
             machine.stop()
     write_page(results)
@@ -273,41 +277,49 @@ def order(cell: Cell) -> tuple[bool, bool, int, float]:
     return cell.model == "smollm2", cell.tokens > 2048, QUANTIZERS.index(cell.quant), cost(cell)
 
 
-def fill(results: dict[str, Any], args: argparse.Namespace, machine: Machine) -> None:
-    """Measure and predict what is missing, the quickest first."""
+def measure(results: dict[str, Any], args: argparse.Namespace, machine: Machine) -> None:
+    """Measure the configurations that have no result."""
     began = time.monotonic()
     known = {row["key"]: row for row in results["rows"]}
-    cells = sorted(cells_of(results), key=lambda item: order(item[0]))
-    for cell, later in cells:
+    for cell, later in sorted(cells_of(results), key=lambda item: order(item[0])):
         if args.minutes is not None and time.monotonic() - began > 60 * args.minutes:
             break
-        if cell.model not in machine.models or (args.only and not any(part in cell.key for part in args.only)):
-            continue
-        if args.most is not None and cell.tokens > args.most:
-            continue
-        row = known.get(cell.key)
-        if row is None or args.again:
-            if args.predict:
-                continue
-            try:
-                row = {"key": cell.key, **cell.as_json(), "later": later, **measured(machine, cell)}
-            except RuntimeError as e:
-                print(f"{cell.key}: {e}", file=sys.stderr, flush=True)
-                continue
-            row["date"] = datetime.date.today().isoformat()
-        elif not args.predict and ("predicted" in row or PLANNER is None):
+        if not asked(args, machine, cell) or (cell.key in known and not args.again):
             continue
         try:
-            if PLANNER is not None:
-                row["predicted"] = predicted(machine, cell)
+            row = {"key": cell.key, **cell.as_json(), "later": later, **measured(machine, cell)}
         except RuntimeError as e:
-            print(f"{cell.key}: no prediction: {e}", file=sys.stderr, flush=True)
-        known[cell.key] = row
+            print(f"{cell.key}: {e}", file=sys.stderr, flush=True)
+            continue
+        known[cell.key] = {**row, "date": datetime.date.today().isoformat()}
         results["rows"] = list(known.values())
         write(results, args.results)
-        about = row.get("predicted", {}).get("peak")
-        error = "" if about is None else f", predicted {about / 1e6:.1f} MB ({about / row['measured'] - 1:+.1%})"
-        print(f"{cell.key}: {row['measured'] / 1e6:.1f} MB in {row['seconds']} s{error}", flush=True)
+        print(f"{cell.key}: {row['measured'] / 1e6:.1f} MB in {row['seconds']} s", flush=True)
+
+
+def predict(results: dict[str, Any], args: argparse.Namespace, machine: Machine) -> None:
+    """Predict the configurations that have been measured."""
+    for row in results["rows"]:
+        cell = Cell(**{f.name: row[f.name] for f in fields(Cell)})
+        if not asked(args, machine, cell) or ("predicted" in row and not args.predict):
+            continue
+        try:
+            row["predicted"] = predicted(machine, cell)
+        except RuntimeError as e:
+            print(f"{cell.key}: no prediction: {e}", file=sys.stderr, flush=True)
+            continue
+        write(results, args.results)
+        error = error_of(row)
+        about = (
+            row["predicted"]["unknown"] if error is None else f"{row['predicted']['peak'] / 1e6:.1f} MB ({error:+.1%})"
+        )
+        print(f"{cell.key}: {row['measured'] / 1e6:.1f} MB, predicted {about}", flush=True)
+
+
+def asked(args: argparse.Namespace, machine: Machine, cell: Cell) -> bool:
+    """Whether the command line asks for a configuration."""
+    named = not args.only or any(part in cell.key for part in args.only)
+    return named and cell.model in machine.models and (args.most is None or cell.tokens <= args.most)
 
 
 if __name__ == "__main__":
