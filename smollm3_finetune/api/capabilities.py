@@ -54,3 +54,5 @@ class Env:
     purpose: Purpose = Purpose.TRAIN
     tools: frozenset[str] = frozenset()
     """Programs found on this machine: contains `c++` if there is a C++ compiler."""
+    dtype: str = "float32"
+    """For `QuantizerSpec.bytes_for`: the dtype of the run, in which its model computes."""

@@ -68,10 +68,30 @@ def supervised_logits(model: PreTrainedModel, logit_bytes: int | None = None) ->
     if not forward.agrees():
         yield False
         return
+    with _replaced(model, forward):
+        yield True
+
+
+@contextmanager
+def supervised_logits_planned(model: PreTrainedModel) -> Iterator[bool]:
+    """`supervised_logits` for a model without values: yields whether its logits are those of its output layer.
+
+    That is read from its config, because there is nothing to measure.
+    """
+    forward = SupervisedForward(model)
+    if not forward.may_agree():
+        yield False
+        return
+    with _replaced(model, forward):
+        yield True
+
+
+@contextmanager
+def _replaced(model: PreTrainedModel, forward: SupervisedForward) -> Iterator[None]:
     original = model.__dict__.get("forward")
     model.forward = forward.in_place_of_own()
     try:
-        yield True
+        yield
     finally:
         if original is None:
             del model.forward
@@ -195,15 +215,21 @@ class SupervisedForward:
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
-    def agrees(self) -> bool:
-        """Whether base model, output layer and cross-entropy give the logits and loss of the model's own forward."""
+    def may_agree(self) -> bool:
+        """Whether the config of the model allows that `agrees`."""
         config = self.model.config.get_text_config()
         if any(getattr(config, name, None) not in (None, 1, 1.0) for name in CHANGED_LOGITS):
             return False
         if self._head() is None or self.model.base_model is self.model:
             return False
-        if getattr(config, "output_router_logits", False):  # the router loss is added, and may be too small to measure
+        # the router loss is added, and may be too small to measure
+        return not getattr(config, "output_router_logits", False)
+
+    def agrees(self) -> bool:
+        """Whether base model, output layer and cross-entropy give the logits and loss of the model's own forward."""
+        if not self.may_agree():
             return False
+        config = self.model.config.get_text_config()
         device = next(self.model.parameters()).device
         ids = torch.arange(12, device=device)[None] % config.vocab_size  # (1, T)
         labels = torch.where(ids % 3 == 0, IGNORE_INDEX, ids)

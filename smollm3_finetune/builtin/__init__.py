@@ -13,6 +13,7 @@ from smollm3_finetune.api import (
     Env,
     ExporterSpec,
     FormatterSpec,
+    LayerBytes,
     LoaderSpec,
     ObjectiveSpec,
     Op,
@@ -71,9 +72,16 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             summary="unquantized weights",
             factory="smollm3_finetune.builtin.no_quantizer:NoQuantizer",
             provides=ALL_OPS | {Op.SHARDS},
+            bytes_for=_dense_bytes,
             api=2,
         )
     ]
+
+
+def _dense_bytes(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
+    """A weight in the dtype of the run, which is multiplied as it is."""
+    size = shape[0] * shape[1] * {"float64": 8, "float32": 4}.get(env.dtype, 2)
+    return LayerBytes(kept=size, sharded=size)
 
 
 def _refine_full(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:

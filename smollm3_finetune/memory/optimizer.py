@@ -1,0 +1,69 @@
+"""The memory of an optimizer: its state, and what a step allocates; found by taking steps without values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from smollm3_finetune.memory.build import Built, Unknown
+from smollm3_finetune.memory.trace import Trace
+
+if TYPE_CHECKING:
+    from smollm3_finetune.config.schema import TrainConfig
+
+OF_TORCH = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+"""The optimizers of transformers that are torch's own and work on each parameter alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerBytes:
+    """Bytes for all trained parameters."""
+
+    state: int
+    transient: int
+    """The most that a step allocates beside its state, and frees again."""
+
+
+def optimizer_bytes(built: Built, train: TrainConfig, device: str, round_up: Callable[[int], int]) -> OptimizerBytes:
+    """The memory of the optimizer of a run. Call it inside `Built.mode`. Raises Unknown."""
+    if train.optimizer not in OF_TORCH:
+        raise Unknown(f"the memory of the optimizer {train.optimizer!r} was not measured")
+    state = largest = total = 0
+    known: dict[tuple[Any, ...], tuple[int, int]] = {}
+    for parameter, times in built.trained:
+        key = (tuple(parameter.shape), parameter.dtype)
+        if key not in known:
+            known[key] = _of_parameter(parameter, train.optimizer, device, round_up)
+        own, transient = known[key]
+        state += own * times
+        largest = max(largest, transient)
+        total += transient * times
+    return OptimizerBytes(state=state, transient=largest if device == "cpu" or "fused" in train.optimizer else total)
+
+
+def _of_parameter(
+    parameter: torch.nn.Parameter, name: str, device: str, round_up: Callable[[int], int]
+) -> tuple[int, int]:
+    """The bytes of the state of one parameter, and what a step allocates for it."""
+    copy = torch.nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
+    copy.grad = torch.empty_like(copy)
+    trace = Trace(round_up=round_up, value=1)  # the number of the step
+    with trace:
+        optimizer = _made(name, copy)
+        optimizer.step()
+        state = trace.live
+        trace.begin("second step")
+        optimizer.step()
+        trace.finish()
+    return state, trace.segments[-1].rise
+
+
+def _made(name: str, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:
+    if name.startswith("adamw_torch"):
+        return torch.optim.AdamW([parameter], lr=1e-4, weight_decay=0.01, foreach=False)
+    return {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}[name](
+        [parameter], lr=1e-4, foreach=False
+    )
