@@ -18,8 +18,8 @@ STEP = 64
 SHORTEST = 8
 """The smallest value of `data.max_length`."""
 LARGEST_BATCH = 4096
-LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-"""The lengths for which the table names the largest batch."""
+LENGTHS = (256, 1024, 4096, 16384, 65536)
+"""The lengths for which the table names the largest batch, beside that of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,26 +64,23 @@ def fit(predict: Predict, budget: int, *, length: int, batch: int, context: int 
     """What fits into `budget` bytes, of lengths up to the model's `context`."""
     predict = cache(predict)
     room = max(context or LENGTHS[-1], SHORTEST)
-
-    def largest_batch(tokens: int, most: int = LARGEST_BATCH) -> int | None:
-        return last(lambda rows: predict(tokens, rows).high, budget, most)
-
-    steps = last(lambda n: predict(n * STEP, batch).high, budget, room // STEP)
+    largest = last(lambda rows: predict(length, rows).high, budget, LARGEST_BATCH)
+    tokens = length * (largest or 1)  # about as many fit at other lengths
+    steps = last(lambda n: predict(n * STEP, batch).high, budget, room // STEP, guess=tokens // batch // STEP)
     if steps is not None:
         longest: int | None = steps * STEP
     else:
         longest = SHORTEST if predict(SHORTEST, batch).high <= budget else None
-    largest = largest_batch(length)
     table: list[tuple[int, int]] = []
-    for tokens in (n for n in LENGTHS if n <= room):
-        known = length <= tokens and largest is not None  # a longer row takes more
-        most = table[-1][1] if table else LARGEST_BATCH
-        found = (
-            largest if tokens == length else largest_batch(tokens, min(most, largest) if known and largest else most)
-        )
+    most = LARGEST_BATCH  # a longer row takes more
+    for each in sorted({length, *LENGTHS}):
+        if each > room:
+            break
+        found = last(lambda rows, n=each: predict(n, rows).high, budget, most, guess=tokens // each)  # type: ignore[misc]
         if found is None:
             break
-        table.append((tokens, found))
+        table.append((each, found))
+        most = found
     return Fit(
         budget=budget,
         length=length,
@@ -96,36 +93,35 @@ def fit(predict: Predict, budget: int, *, length: int, batch: int, context: int 
     )
 
 
-def last(value: Callable[[int], int], limit: int, most: int) -> int | None:
+def last(value: Callable[[int], int], limit: int, most: int, guess: int | None = None) -> int | None:
     """The largest number from 1 to `most` whose value is at most `limit`; None if that of 1 is larger.
 
-    Values do not fall. They are nearly linear, so that interpolation needs few of them; every second one is
-    in the middle of what is left, so that others are found too.
+    Values do not fall. They are nearly linear, so that interpolation, from a `guess` if there is one, needs few of
+    them; later every second one is in the middle of what is left, so that others are found too.
     """
-    if most < 1 or (lowest := value(1)) > limit:
+    if most < 1:
         return None
-    low, high, middle = 1, most + 1, False
-    known = [(1, lowest)]
-    while high - low > 1:
-        if middle and len(known) > 4:
-            at = (low + high) // 2
-        elif len(known) < 2:
-            at = 2
-        else:
-            (first, one), (second, other) = _around(known, low)
-            slope = max((other - one) / (second - first), 1e-9)
-            at = first + int((limit - one) / slope)
-        at = min(max(at, low + 1), high - 1)
+    low, high = 0, most + 1
+    known: list[tuple[int, int]] = []
+    at = min(max(guess or 1, 1), most)
+    while True:
         found = value(at)
         known = sorted([*known, (at, found)])
         low, high = (at, high) if found <= limit else (low, at)
-        middle = not middle
-    return low
+        if high - low <= 1:
+            return low or None
+        if len(known) == 1:
+            at = at + 1 if found <= limit else at - 1
+        elif len(known) > 4 and len(known) % 2:
+            at = (low + high) // 2
+        else:
+            (first, one), (second, other) = _around(known, limit)
+            at = first + int((limit - one) / max((other - one) / (second - first), 1e-9))
+        at = min(max(at, low + 1), high - 1)
 
 
-def _around(known: list[tuple[int, int]], low: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The two known values nearest to where the limit is passed: those of `low` and the next, or the last two."""
-    at = next(n for n, (number, _) in enumerate(known) if number == low)
-    if at + 1 < len(known):
-        return known[at], known[at + 1]
-    return known[at - 1], known[at]
+def _around(known: list[tuple[int, int]], limit: int) -> list[tuple[int, int]]:
+    """Two neighboring known values, between which the limit is passed, or that are nearest to where it is."""
+    below = sum(found <= limit for _, found in known)
+    start = min(max(below - 1, 0), len(known) - 2)
+    return known[start : start + 2]

@@ -60,7 +60,7 @@ def test_fit(cli: Cli) -> None:
     assert "fits into 600 MB: 512 tokens, batch 2 takes at most 561 MB" in text
     assert "longest rows   2,048 tokens at batch 2: --max-length 2048" in text
     assert "largest batch  8 rows at 512 tokens: --batch-size 8" in text
-    assert "      2048              2" in text
+    assert "      1024              4" in text
 
 
 @pytest.mark.usefixtures("predictor")
