@@ -13,6 +13,7 @@ nox -s first_step   how long a run takes to its first step
 nox -s faults       kill, fail and damage everything at random, and feed hostile files to every reader
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
 nox -s architectures  really run every causal language model of transformers, tiny: docs/architectures.md
+nox -s memory_plan  the memory that smollm3 plan predicts beside the memory that runs take: docs/memory.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
 nox -s speed        smollm3 train beside a bare loop, transformers.Trainer and trl sft, on one frozen job
 nox -s preference   smollm3 train --objective dpo beside trl dpo, on one frozen job
@@ -330,6 +331,12 @@ def faults(session: nox.Session) -> None:
 def compat(session: nox.Session) -> None:
     """Really run every bundled pair that has no result for these versions. A quarter of an hour for all of them."""
     session.run(sys.executable, "benchmarks/compatibility.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def memory_plan(session: nox.Session) -> None:
+    """Measure the memory of configurations that have no result: `-- --smollm2 DIR`. More than an hour for all."""
+    session.run(sys.executable, "benchmarks/memory_plan.py", *session.posargs, env=dict(os.environ))
 
 
 @nox.session

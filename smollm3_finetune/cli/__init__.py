@@ -9,6 +9,7 @@ from smollm3_finetune.version import __version__
 
 COMMANDS = {
     "train": ("smollm3_finetune.cli.commands.train:train", "Fine-tune a model."),
+    "plan": ("smollm3_finetune.cli.commands.plan:plan", "Predict the memory of a run, or find one that fits."),
     "generate": (
         "smollm3_finetune.cli.commands.generate:generate",
         "Answer a prompt with the model of a run, or any other model.",

@@ -169,9 +169,7 @@ class _Shares:
         if self.weights == 1:
             return 0
         base = built.base.model
-        sizes = [
-            sum(t.nbytes for t in base.get_submodule(name).parameters()) for name in built.reduced.counts
-        ]
+        sizes = [sum(t.nbytes for t in base.get_submodule(name).parameters()) for name in built.reduced.counts]
         return 2 * max(sizes, default=0)
 
 

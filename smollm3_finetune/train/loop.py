@@ -29,6 +29,8 @@ class Trained:
     seconds_to_first_step: float | None
     """Of this process; None if it took no step."""
     callback: RunCallback
+    largest: int | None = None
+    """The tokens of the largest batch of this process, with padding; None if it took no step."""
     stopped_early: str | None = None
     """Why the run ended before its last step, as a clause; None if it took all steps."""
 
@@ -99,6 +101,7 @@ def take_steps(
         tokens=trainer.tokens_of_all(),
         seconds_to_first_step=callback.seconds_to_first_step,
         callback=callback,
+        largest=trainer.largest or None,
         stopped_early=early,
     )
     measuring.record_trained(trained.steps, trained.tokens)

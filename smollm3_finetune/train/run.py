@@ -46,6 +46,7 @@ from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
 from smollm3_finetune.train.make_base import on_own_base
 from smollm3_finetune.train.measuring import Measuring
+from smollm3_finetune.train.memory import watching
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
@@ -101,7 +102,9 @@ def train(
         if plan.own_base is not None:
             with _writing(job, job.run.base):
                 job = on_own_base(job, registry)
-        report = _execute(job)
+        with watching(job.plan.model.context.device) as memory:
+            report = _execute(job)
+            report["memory"] |= memory.so_far()
         report["seconds"] = round(time.monotonic() - job.began, 1)
         report |= parts_of(job.run)
         if job.main:
@@ -301,6 +304,7 @@ def _train_and_measure(
         "tokens": trained.tokens,
         **({} if job.plan.reference.kind == "none" else {"reference": job.plan.reference.about()}),
         "batches": {"padded": collate.padded, "logits": collate.logits},
+        "memory": {"batch_tokens": trained.largest},
         **({} if (ship := job.plan.model.ship) is None else {"ship_as": {**ship.about(), "command": ship.command()}}),
         "base_dropout": job.plan.base_dropout(),
         "seconds_to_first_step": trained.seconds_to_first_step,

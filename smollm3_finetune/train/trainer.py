@@ -65,6 +65,8 @@ class AdaptedTrainer:
     """Adds the place of the best adapter so far to a sentence."""
     tokens_seen: Any = 0
     """Tokens seen by this process since it started: a number, or a tensor with one element."""
+    largest: int = 0
+    """The tokens of the largest batch of this process, with padding."""
     tokens_before: int = 0
     """Tokens seen by all processes before the checkpoint from which the run continues."""
 
@@ -126,6 +128,7 @@ class AdaptedTrainer:
             inputs = {name: value for name, value in inputs.items() if name != IDLE}
         else:
             self.tokens_seen = self.tokens_seen + self._tokens_in(inputs)
+            self.largest = max(self.largest, _size(inputs))
         return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
 
     def _tokens_in(self, inputs: Mapping[str, Any]) -> Any:
@@ -276,6 +279,12 @@ class AdaptedTrainer:
     def _load_scaler(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
             super()._load_scaler(checkpoint)  # type: ignore[misc]
+
+
+def _size(inputs: Mapping[str, Any]) -> int:
+    """The tokens of a batch, with padding; 0 if the objective uses other names."""
+    ids = inputs.get("input_ids", inputs.get("attention_mask"))
+    return 0 if ids is None else int(ids.numel())
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("train",),
     ("launching",),
+    ("memory",),
     ("pipeline",),
     ("sweep",),
     ("compatibility",),

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.options import component_help_option, run_options
 from smollm3_finetune.cli.parsing import RowsCommand
 from smollm3_finetune.cli.session import find_plugins, flag_settings, once, prints_report, say_warning
 
@@ -22,15 +22,6 @@ Examples:
 """
 
 
-def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Show help after all other options are parsed, so that it includes the options of the named components."""
-    if value:
-        from smollm3_finetune.cli.output.component_help import component_help
-
-        click.echo(ctx.get_help() + "\n\n" + component_help(ctx.params))
-        ctx.exit()
-
-
 @click.command(cls=RowsCommand, epilog=EXAMPLES, add_help_option=False)
 @run_options
 @click.option(
@@ -41,8 +32,7 @@ def _help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Check everything and show the plan; load no weights, write no files.")
 @click.option("--launched", hidden=True, metavar="RUN", help="Take part in a run that a launcher started.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on standard output.")
-@click.option("-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_help,
-              help="Show this message and exit.")  # fmt: skip
+@component_help_option
 @click.pass_context
 @prints_report
 def train(
@@ -95,6 +85,9 @@ def train(
         from smollm3_finetune.cli.output.run import shown_submitted
 
         return shown_submitted(done, planned.run.path, as_json=as_json)
+    from smollm3_finetune.memory.predictor import remember
+
+    remember(planned.plan, planned.registry, done)
     if as_json:
         return json.dumps(done, ensure_ascii=False)
     from smollm3_finetune.cli.output.run import shown_report
