@@ -41,12 +41,6 @@ class Target:
         """The options of `smollm3 train` that train for the format."""
         return ["--ship-as", self.name, *(a for k, v in self.options.items() for a in ("--ship-as-opt", f"{k}={v}"))]
 
-    def quant(self) -> list[str]:
-        """The options of `smollm3 train` that load the base in the format; none for a file, which is dequantized."""
-        if self.exporter:
-            return []
-        return ["--quant", self.name, *(a for k, v in self.options.items() for a in ("--quant-opt", f"{k}={v}"))]
-
 
 TARGETS = {
     "bnb-4bit": Target("bnb-4bit"),
@@ -75,18 +69,8 @@ class Setting:
         """What a cell's figures depend on, beside the model."""
         return {name: getattr(self, name) for name in ("steps", "batch", "length", "rate", "held_out")}
 
-    def base(self, target: Target) -> str:
-        """The model that is trained: for an exporter, the file that it writes of the model."""
-        if not target.exporter:
-            return self.model
-        out = self.work / f"base-{target.name}"
-        if not out.exists():
-            flags = [a for k, v in target.options.items() for a in ("--to-opt", f"{k}={v}")]
-            command("export", self.model, "--to", target.name, *flags, "--output", out)
-        return str(next(out.glob("*.gguf")))
-
-    def train(self, name: str, adapter: str, target: Target, *, ship: bool) -> Path:
-        """A run in a child process, on a base in the format, trained for the format or not; made only once."""
+    def train(self, name: str, adapter: str, target: Target | None = None) -> Path:
+        """A run in a child process, trained for the format `target` or for none; made only once."""
         run = self.work / name
         if (run / "report.json").exists():
             return run
@@ -95,7 +79,7 @@ class Setting:
             *(
                 "train",
                 "--model",
-                self.base(target),
+                self.model,
                 "--data",
                 self.rows(),
                 "--adapter",
@@ -107,9 +91,8 @@ class Setting:
             *("--adapter-opt", f"rank={RANK}", "--max-steps", self.steps, "--batch-size", self.batch),
             *("--max-length", self.length, "--learning-rate", self.rate, "--device", "cpu", "--dtype", "float32"),
             *("--set", "data.held_out=0", "--set", "train.sample_tokens=1", "--set", "train.report=false"),
-            *(calls if target.calibration else ()),
-            *target.quant(),
-            *(target.ship_as() if ship else ()),
+            *(() if target is None else target.ship_as()),
+            *(calls if target is not None and target.calibration else ()),
         )
         return run
 
@@ -127,18 +110,18 @@ class Setting:
         found = (prepare(row, renderer, self.length) for row, _ in _alpaca()[: self.held_out])
         return [dict(example) for example in found if example is not None]
 
-    def run_losses(self, name: str, target: Target, run: Path) -> tuple[RowLosses, RowLosses]:
-        """The losses of the base of a run, and of its adapter on it."""
+    def run_losses(self, name: str, run: Path) -> tuple[RowLosses, RowLosses]:
+        """The losses of the model, and of the adapter of a run on it."""
 
         @functools.cache
         def loaded() -> LoadedModel:
-            return load_model(self.base(target), adapter_path=run / "adapter", device="cpu", dtype="float32")
+            return load_model(self.model, adapter_path=run / "adapter", device="cpu", dtype="float32")
 
         def base() -> RowLosses:
             with loaded().disabled():
                 return self._measured(loaded())
 
-        return self._once(f"base-{name}", base), self._once(name, lambda: self._measured(loaded()))
+        return self._once("base", base), self._once(name, lambda: self._measured(loaded()))
 
     def losses(self, name: str, ref: str | Path, **how: Any) -> RowLosses:
         """The loss of each held-out row, of a model that `load_model` loads; measured only once."""

@@ -23,7 +23,13 @@ def ship_lines(plan: RunPlan) -> list[str]:
         return []
     grids = "" if ship.record is None else ", with the grids of the adapter that it starts from"
     kind = ship.chosen.component.kind.name
-    return [f"ship as  {kind} {ship.title()}: training computes with its weights{grids}"]
+    lines = [f"ship as  {kind} {ship.title()}: training computes with its weights{grids}"]
+    if ship.chosen.component.full_name == plan.model.quantizer.component.full_name:
+        lines.append(
+            f"warning  the base has the weights of {ship.name} already, and small updates are rounded back to them: "
+            "train on the unquantized model instead"
+        )
+    return lines
 
 
 def sharding_lines(plan: RunPlan) -> list[str]:

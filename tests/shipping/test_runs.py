@@ -73,6 +73,14 @@ def test_a_plan_states_the_format(tmp_path: Path) -> None:
     assert planned("grid-export")["ship_as"]["kind"] == "exporter"
 
 
+@pytest.mark.parametrize(("quant", "warned"), [("grid", True), ("grid-file", False), ("none", False)])
+def test_a_base_in_the_same_format_is_named_as_a_trap(quant: str, warned: bool, run_cli: Any) -> None:
+    plugins = ("-p", PLUGIN, "-p", str(Path(__file__).with_name("rank_one_adapter.py")))
+    result = run_cli("train", *plugins, "--adapter", "rank-one", "--quant", quant, "--ship-as", "grid", "--dry-run")
+    assert result.code == 0, result.stderr
+    assert ("the base has the weights of grid already" in result.stdout) == warned
+
+
 @pytest.mark.plugins
 @pytest.mark.parametrize(
     ("ship_as", "more", "says", "hint"),
