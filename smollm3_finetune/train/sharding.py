@@ -92,10 +92,10 @@ def _check_device(device: str) -> None:
     import torch
 
     if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator()
+        kind = str(torch.accelerator.current_accelerator())
         raise ConfigError(
             f"FSDP cannot be used on the CPU of a machine with a {kind} device, because torch shards on that device",
-            hint="export CUDA_VISIBLE_DEVICES= (to hide the GPUs)",
+            hint=f"export CUDA_VISIBLE_DEVICES=, or --device {kind}" if kind == "cuda" else WITHOUT,
         )
 
 
