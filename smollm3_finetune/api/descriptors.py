@@ -131,9 +131,9 @@ class QuantizerSpec(ComponentSpec):
     bytes_for: Callable[[Any, tuple[int, int], Env], LayerBytes] | None = None
     """`bytes_for(options, shape, env)` states the memory of a layer with a weight of `shape` (out, in), for the memory
     plan of `smollm3 plan`; light. None: the plan says that the memory of this quantizer is unknown."""
-    read_options: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
-    """The options that the `quantization_config` of a checkpoint states, for `bytes_for`: a quantized checkpoint keeps
-    its own; light. What is left out, or is not an option, keeps the value of the run."""
+    options_for: Callable[[Any, ModelSource], Any] | None = None
+    """`options_for(options, source)` returns the options for `bytes_for`, if they depend on the model: a quantized
+    checkpoint keeps its own, and a value of `none` may mean one that fits the layers. Reads no weights."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provides", _operations(self, "provides"))

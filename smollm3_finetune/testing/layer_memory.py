@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from smollm3_finetune.api import LayerBytes, Op, Purpose, QuantizerSpec
-from smollm3_finetune.components.negotiation import environment, refined
-from smollm3_finetune.components.stored_options import options_for
+from smollm3_finetune.api import Op, Purpose
+from smollm3_finetune.components.layer_bytes import layer_bytes
+from smollm3_finetune.components.negotiation import environment
 from smollm3_finetune.testing.conformance import demand, skip
 from smollm3_finetune.testing.quantizer_case import QuantizerCase
 from smollm3_finetune.train.distributed.held import held_weights
@@ -19,24 +18,20 @@ class LayerMemoryTests(QuantizerCase):
     """The tests of a quantizer that states the memory of its layers."""
 
     def test_bytes_for_states_what_a_layer_keeps(self, tmp_path: Path) -> None:
-        chosen, env = self.choose(), environment(self.device, Purpose.TRAIN)
-        spec: QuantizerSpec = refined(chosen, env)
-        if spec.bytes_for is None:
+        stated = layer_bytes(self.choose(), self.source(tmp_path), environment(self.device, Purpose.TRAIN))
+        if stated is None:
             skip("the descriptor has no bytes_for()")
-        options = options_for(chosen, self.source(tmp_path).config)
         for layer in self.viewed(tmp_path)[1]:
             assert layer.view is not None
-            stated: Any = spec.bytes_for(options, layer.view.shape, env)
-            demand(isinstance(stated, LayerBytes), f"bytes_for() must return LayerBytes, but returned {stated!r}")
-            kept, divided = kept_bytes(layer.module), 0
+            about, kept, divided = stated(layer.view.shape), kept_bytes(layer.module), 0
             if Op.SHARDS in self.provided():
                 divided = sum(p.nbytes for n, p in layer.module.named_parameters() if n != "bias")
             demand(
-                (stated.kept, stated.sharded) == (kept, divided),
+                (about.kept, about.sharded) == (kept, divided),
                 f"{layer.name} {tuple(layer.view.shape)} keeps {kept} bytes, of which FSDP 2 divides {divided}, but "
-                f"bytes_for() states {stated.kept} and {stated.sharded}",
+                f"bytes_for() states {about.kept} and {about.sharded}",
             )
-            demand(stated.transient >= 0, f"bytes_for() states {stated.transient} transient bytes")
+            demand(about.transient >= 0, f"bytes_for() states {about.transient} transient bytes")
 
 
 def kept_bytes(layer: nn.Module) -> int:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.api import Op
-from smollm3_finetune.components.negotiation import provided, refined
-from smollm3_finetune.components.registry import attributed_to
-from smollm3_finetune.components.stored_options import options_for
+from smollm3_finetune.components.layer_bytes import layer_bytes
+from smollm3_finetune.components.negotiation import provided
 from smollm3_finetune.config.schema import TrainConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan
@@ -103,15 +102,8 @@ def _quantized_bytes(model: ModelPlan) -> int | None:
     """The memory of the layers that the quantizer quantizes, as it states it; None if unknown."""
     from smollm3_finetune.api import architecture_of, linear_layers
 
-    spec = refined(model.quantizer, model.env)
-    if spec.bytes_for is None:
+    stated, skeleton = layer_bytes(model.quantizer, model.source, model.env), architecture_of(model.source)
+    if stated is None or skeleton is None:
         return None
-    skeleton = architecture_of(model.source)
-    if skeleton is None:
-        return None
-    component, options = model.quantizer.component, options_for(model.quantizer, model.source.config)
-    shapes = [(linear.out_features, linear.in_features) for linear in linear_layers(skeleton)[0].values()]
-    with attributed_to(component, "bytes_for()"):
-        return int(
-            component.waited(lambda: sum(spec.bytes_for(options, s, model.env).kept for s in shapes), "bytes_for")
-        )
+    linears = linear_layers(skeleton)[0].values()
+    return sum(stated((linear.out_features, linear.in_features)).kept for linear in linears)

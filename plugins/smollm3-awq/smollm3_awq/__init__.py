@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_awq.memory import bytes_for
+from smollm3_awq.memory import bytes_for, options_for
 from smollm3_finetune.api import (
     DEQUANTIZABLE,
     IncompatibleError,
@@ -63,6 +63,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             claims=claims,
             check=check,
             bytes_for=bytes_for,
+            options_for=options_for,
             api=2,
         )
     ]

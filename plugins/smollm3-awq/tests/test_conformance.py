@@ -18,7 +18,6 @@ class TestAWQ(QuantizerConformance):
     bits = 4
     group_size = 32
     adapters = ("dora",)
-    test_bytes_for_states_what_a_layer_keeps = None  # it states the usual groups of 128: see test_checkpoints.py
     test_a_run_is_trained_asked_and_merged_by_commands = None  # it trains the built-in model, which is not quantized
 
     @pytest.fixture(autouse=True)

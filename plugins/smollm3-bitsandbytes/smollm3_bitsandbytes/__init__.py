@@ -71,7 +71,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             refine=refine_4bit,
             claims=claims_4bit,
             bytes_for=bytes_4bit,
-            read_options=options_4bit,
+            options_for=options_4bit,
             api=2,
         ),
         QuantizerSpec(

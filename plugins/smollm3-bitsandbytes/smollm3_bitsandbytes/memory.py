@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from smollm3_finetune.api import Env, LayerBytes
+from smollm3_finetune.api import Env, LayerBytes, ModelSource
 
 BLOCK, NESTED_BLOCK = 64, 256
 FLOAT = 4
@@ -26,12 +27,12 @@ def bytes_4bit(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
     return LayerBytes(kept=kept, sharded=kept, transient=transient)
 
 
-def options_4bit(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options that a checkpoint in 4 bits states."""
-    return {
-        "quant_type": stored.get("bnb_4bit_quant_type", "fp4"),
-        "double_quant": bool(stored.get("bnb_4bit_use_double_quant", False)),
-    }
+def options_4bit(options: Any, source: ModelSource) -> Any:
+    """The options, with those that a checkpoint in 4 bits states."""
+    stored = source.config.get("quantization_config")
+    if not isinstance(stored, Mapping):
+        return options
+    return replace(options, double_quant=bool(stored.get("bnb_4bit_use_double_quant", False)))
 
 
 def bytes_8bit(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:

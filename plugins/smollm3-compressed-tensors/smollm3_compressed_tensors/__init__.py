@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smollm3_compressed_tensors.memory import bytes_for, read_options
+from smollm3_compressed_tensors.memory import bytes_for, options_for
 from smollm3_finetune.api import DEQUANTIZABLE, ModelSource, Op, QuantizerSpec, hookimpl, packed_reasons
 
 
@@ -39,7 +39,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             claims=claims,
             check=check,
             bytes_for=bytes_for,
-            read_options=read_options,
+            options_for=options_for,
             api=2,
         )
     ]

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from smollm3_compressed_tensors.scheme import FORMATS, GROUP_SIZES
-from smollm3_finetune.api import Env, LayerBytes, frozen_linear_bytes
+from smollm3_compressed_tensors.scheme import FORMATS, GROUP_SIZES, NAME, described
+from smollm3_finetune.api import (
+    Env,
+    LayerBytes,
+    ModelSource,
+    architecture_of,
+    frozen_linear_bytes,
+    layers_to_quantize,
+    stacked_weights,
+)
 
 SCALE, ZERO, WORD = 4, 1, 4
 
@@ -15,7 +24,7 @@ def bytes_for(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
     """Codes, scales and zero points of a layer with the options' scheme.
 
     While it dequantizes, a layer with 4 bits has the unpacked codes beside the weight. If no size of groups is stated,
-    it is chosen for this layer alone; a run chooses one that fits all layers.
+    it is the largest that divides the row.
     """
     out, inputs = shape
     bits, size = FORMATS[options.scheme], options.group_size
@@ -30,14 +39,20 @@ def bytes_for(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
     return LayerBytes(kept=kept, sharded=kept, transient=transient)
 
 
-def read_options(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options whose layers take as many bytes as those of a checkpoint; FP4 has codes of 4 bits, too."""
-    groups = (stored.get("config_groups") or {}).values()
-    weights = next((g["weights"] for g in groups if isinstance(g, Mapping) and g.get("weights")), None)
-    if weights is None:
-        return {}
-    if weights.get("num_bits") == 4:
+def options_for(options: Any, source: ModelSource) -> Any:
+    """The options whose layers take as many bytes as those of a checkpoint, or with the groups that fit a model."""
+    stored = described(source)
+    if stored is None:
+        if options.group_size is not None or (model := architecture_of(source)) is None:
+            return options
+        linear = layers_to_quantize(model, NAME, source, options.skip_modules)
+        widths = {layer.in_features for layer in linear.values()}
+        widths |= {stack.sizes[2] for stack in stacked_weights(model).values()}
+        return replace(options, group_size=next((n for n in GROUP_SIZES if all(w % n == 0 for w in widths)), -1))
+    groups = stored["config_groups"].values()
+    weights: Mapping[str, Any] = next((g["weights"] for g in groups if isinstance(g, Mapping) and g.get("weights")), {})
+    if weights.get("num_bits") == 4:  # integers or floats
         scheme = "W4A16" if weights.get("symmetric", True) else "W4A16_ASYM"
     else:
         scheme = "FP8A16" if weights.get("type") == "float" else "W8A16"
-    return {"scheme": scheme, "group_size": weights.get("group_size") or -1}
+    return replace(options, scheme=scheme, group_size=weights.get("group_size") or -1)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from smollm3_finetune.api import DEQUANTIZABLE, Env, ModelSource, Op, QuantizerSpec, hookimpl, packed_reasons
-from smollm3_gptq.memory import bytes_for, read_options
+from smollm3_gptq.memory import bytes_for, options_for
 
 ONE_WAY = (
     "kernel=gptqmodel permanently repacks its weights for inference at the first evaluation; kernel=dequantize does not"
@@ -62,7 +62,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             needs_calibration=True,
             check=check,
             bytes_for=bytes_for,
-            read_options=read_options,
+            options_for=options_for,
             api=2,
         )
     ]

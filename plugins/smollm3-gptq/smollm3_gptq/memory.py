@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from smollm3_finetune.api import Env, LayerBytes, frozen_linear_bytes
+from smollm3_finetune.api import Env, LayerBytes, ModelSource, architecture_of, frozen_linear_bytes, linear_layers
 
 HELD_BITS = {2: 2, 3: 4, 4: 4, 8: 8}
 """Bits of a code in a checkpoint to bits of the code in memory."""
@@ -18,7 +18,7 @@ def bytes_for(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
     """Codes, scales, zero points and, with act-order, the order of the features.
 
     While it dequantizes, the layer has the unpacked codes beside the weight. If no size of groups is stated, it is
-    chosen for this layer alone; a run chooses one that fits all layers.
+    the largest that divides the row.
     """
     out, inputs = shape
     size = options.group_size
@@ -32,6 +32,15 @@ def bytes_for(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
     return LayerBytes(kept=kept, sharded=kept, transient=transient)
 
 
-def read_options(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options that a checkpoint states."""
-    return {key: stored[key] for key in ("bits", "group_size", "desc_act", "sym") if key in stored}
+def options_for(options: Any, source: ModelSource) -> Any:
+    """The options, with those that a checkpoint states, or with the groups that fit the layers of a model."""
+    from smollm3_gptq.checkpoint import described
+
+    stored = described(source)
+    if stored is not None:
+        has = {key: stored.get(key, getattr(options, key)) for key in ("bits", "group_size")}
+        return replace(options, **has, desc_act=bool(stored.get("desc_act", False)))
+    if options.group_size is not None or (model := architecture_of(source)) is None:
+        return options
+    inputs = {layer.in_features for layer in linear_layers(model)[0].values()}
+    return replace(options, group_size=next((n for n in GROUP_SIZES if all(i % n == 0 for i in inputs)), -1))

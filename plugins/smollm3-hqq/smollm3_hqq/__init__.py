@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smollm3_finetune.api import DEQUANTIZABLE, ModelSource, Op, QuantizerSpec, Requires, hookimpl, packed_reasons
-from smollm3_hqq.memory import bytes_for, read_options
+from smollm3_hqq.memory import bytes_for, options_for
 
 
 def claims(config: Mapping[str, Any]) -> bool:
@@ -41,7 +41,7 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
             claims=claims,
             check=check,
             bytes_for=bytes_for,
-            read_options=read_options,
+            options_for=options_for,
             api=2,
         )
     ]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from smollm3_finetune.api import Env, LayerBytes
+from smollm3_finetune.api import Env, LayerBytes, ModelSource
 
 PER_NUMBER = {8: 1, 4: 2, 3: 10, 2: 4}
 """Bits of a code to the codes that hqq packs into one number: of 32 bits for 3-bit codes, otherwise of 8."""
@@ -25,6 +24,9 @@ def bytes_for(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
     return LayerBytes(kept=kept, sharded=kept, transient=unpacked + 2 * FLOAT * out * inputs)
 
 
-def read_options(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The options that a checkpoint states."""
-    return {key: stored[key] for key in ("bits", "group_size", "axis") if key in stored}
+def options_for(options: Any, source: ModelSource) -> Any:
+    """The options, or those of a checkpoint."""
+    from smollm3_hqq.checkpoint import described, stored_options
+
+    stored = described(source.config)
+    return options if stored is None else stored_options(source, stored)

@@ -1,0 +1,36 @@
+"""The memory of the layers of a quantizer, as it states it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from smollm3_finetune.api import Env, LayerBytes, ModelSource
+from smollm3_finetune.components.contract import described
+from smollm3_finetune.components.negotiation import refined
+from smollm3_finetune.components.registry import attributed_to
+from smollm3_finetune.components.selection import SelectedComponent
+
+
+def layer_bytes(
+    quantizer: SelectedComponent, source: ModelSource, env: Env
+) -> Callable[[tuple[int, int]], LayerBytes] | None:
+    """A function from the shape (out, in) of a layer to its memory; None if the quantizer does not state it.
+
+    Raises PluginError if the quantizer raises or returns something else. Reads no weights.
+    """
+    spec, component = refined(quantizer, env), quantizer.component
+    if spec.bytes_for is None:
+        return None
+    options = quantizer.options
+    if spec.options_for is not None:
+        with attributed_to(component, "options_for()"):
+            options = component.waited(lambda: spec.options_for(quantizer.options, source), "options_for")
+
+    def stated(shape: tuple[int, int]) -> LayerBytes:
+        with attributed_to(component, "bytes_for()"):
+            found = component.waited(lambda: spec.bytes_for(options, shape, env), "bytes_for")
+            if not isinstance(found, LayerBytes):
+                raise TypeError(f"it returned {described(found)}, not LayerBytes")
+        return found
+
+    return stated
