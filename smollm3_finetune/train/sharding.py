@@ -15,7 +15,7 @@ from smollm3_finetune.train.distributed.held import shown_bytes
 from smollm3_finetune.train.distributed.layout import Layout
 from smollm3_finetune.train.distributed.sharding import check_environment
 
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop", "adagrad")
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 """The optimizers, by their name in transformers, that update the part of each process as they update the whole."""
 FSDP = "fsdp2"
 WITHOUT = "--launcher-opt profile=ddp, or start the processes without FSDP"
