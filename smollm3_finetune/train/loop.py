@@ -54,6 +54,7 @@ def take_steps(
     callback = RunCallback(loaded, run.metrics, job.display, *about)
     lengths = lengths_of(job.tokens.train) if config.group_by_length else None
     saved_steps = checkpoint.planned_steps if checkpoint is not None else None
+    dtypes = trained_dtypes(loaded)
     trainer = make_trainer(
         *(loaded, job.objective, job.items, reference.in_training(collate), job.args, callback),
         keep=config.keep_checkpoints,
@@ -63,6 +64,8 @@ def take_steps(
     )
     if job.done:
         return _taken_before(job, callback, measuring)
+    if trained_dtypes(loaded) != dtypes:
+        job.display.say(f"weights are trained in float32, not in {' and '.join(sorted(dtypes))}: FSDP 2 needs it")
     if "bfloat16" in trained_dtypes(loaded):
         job.display.say("weights are trained in bfloat16: steps of less than 1/256 of a weight are rounded away")
     loaded.model.train()

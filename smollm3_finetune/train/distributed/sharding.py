@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+WITHOUT_FSDP = "--launcher-opt profile=ddp, or start the processes without FSDP"
 
 
 def check_environment() -> None:
@@ -83,7 +84,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole_tensor(shared: Any) -> Any:
-    """The whole tensor of a DTensor; every process must call this. Offloaded parts are gathered by way of the device."""
+    """The whole tensor of a DTensor; every process must call this. Offloaded parts go through the device."""
     device = shared.device_mesh.device_type
     return (shared if shared.device.type == device else shared.to(device)).full_tensor()
 
