@@ -31,7 +31,7 @@ class Accelerate:
             [sys.executable, "-m", "accelerate.commands.launch", *self._arguments(launch)],
             launch,
             progress,
-            environment=environment(processes_here(self.options), launch.device),
+            environment=environment(self.options, launch.device),
         )
 
     def _arguments(self, launch: Launch) -> list[str]:

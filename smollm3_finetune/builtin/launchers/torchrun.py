@@ -23,7 +23,7 @@ class Torchrun:
             [sys.executable, "-m", "torch.distributed.run", *self._arguments(launch)],
             launch,
             progress,
-            environment=environment(processes_here(self.options), launch.device),
+            environment=environment(self.options, launch.device),
         )
 
     def _arguments(self, launch: Launch) -> list[str]:
