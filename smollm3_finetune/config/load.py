@@ -308,6 +308,9 @@ def _unknown_key(setting: Setting, known: list[str]) -> ConfigError:
     if name == "stages" and file:
         return ConfigError(f"{file} is a pipeline, not the configuration of a run",
                            hint=f"smollm3 pipeline run {shlex.quote(file)}")  # fmt: skip
+    if name in ("grid", "random", "trials") and file:
+        return ConfigError(f"{file} is a sweep, not the configuration of a run",
+                           hint=f"smollm3 sweep run {shlex.quote(file)}")  # fmt: skip
     hint = f"did you mean {similar!r}?" if similar else f"known keys: {', '.join(known)}"
     return ConfigError(f"{without_key(f'{setting.origin}: ')}unknown key {name!r}", hint=hint)
 

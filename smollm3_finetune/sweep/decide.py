@@ -95,10 +95,11 @@ def _decided(
     run = RunDir(place.path / name)
     if run.report.is_file():
         return SweepTrial(name=name, run=run, action="keep", reason="finished", record=record, **about)
-    if record.state in ("stopped", "submitted") and run.path.is_dir():
+    waits = record.state == "submitted" and not run.error.is_file()
+    if (waits or record.state == "stopped") and run.path.is_dir():
         reason = "stopped early" if record.state == "stopped" else "submitted as a job"
         return SweepTrial(name=name, run=run, action="keep", reason=reason, record=record, **about)
-    if record.state in ("finished", "stopped", "submitted"):
+    if record.state in ("finished", "stopped") or waits:
         return SweepTrial(name=name, run=run, action="run", reason="its run was deleted", record=record, **about)
     return SweepTrial(name=name, run=run, action="continue", reason=_reached(run), record=record, **about)
 

@@ -96,6 +96,8 @@ def _status(trial: SweepTrial, *, running: bool) -> TrialStatus:
     elif state == "running" and not running:  # the process was killed
         state = "interrupted"
     error = record.error if state == "failed" else None
+    if state == "submitted" and summary is not None and summary.error is not None:  # its job has failed
+        state, error = "failed", str(summary.error.get("message"))
     if summary is None:
         return TrialStatus(trial=trial, state=state, error=error)
     return TrialStatus(

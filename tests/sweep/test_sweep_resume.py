@@ -40,7 +40,8 @@ class Killed(BaseException):
 
 def finished_trials(sweep: Path) -> dict[str, Any]:
     """The files of the finished trials, with their times of change."""
-    return {run.name: snapshot(run) for run in sweep.iterdir() if (run / "report.json").is_file()}
+    found = sweep.iterdir() if sweep.is_dir() else ()
+    return {run.name: snapshot(run) for run in found if (run / "report.json").is_file()}
 
 
 def test_a_sweep_that_dies_anywhere_is_continued(
@@ -53,6 +54,7 @@ def test_a_sweep_that_dies_anywhere_is_continued(
     status: Status,
 ) -> None:
     edit("[2, 4, 8]", "[8]")
+    edit("report: false", "report: false, save_every: 1")
     calls: Counter[tuple[str, str]] = Counter()
     died: list[tuple[tuple[str, str], int]] = []
 
@@ -103,8 +105,9 @@ def kill(process: subprocess.Popen[bytes], *, all_of_them: bool) -> None:
 
 
 @pytest.mark.long
-def test_six_trials_are_resumed_after_kill_9_at_random_moments(finished: Path, fresh: Path) -> None:
+def test_six_trials_are_resumed_after_kill_9_at_random_moments(finished: Path, fresh: Path, edit: Edit) -> None:
     """Each trial is a process of its own here. The trials of `finished` were run in one process, without a kill."""
+    edit("report: false", "report: false, save_every: 1")
     moments = random.Random()
     found, kills = Path("found"), 0
     done: dict[str, Any] = {}
@@ -116,8 +119,7 @@ def test_six_trials_are_resumed_after_kill_9_at_random_moments(finished: Path, f
             except subprocess.TimeoutExpired:
                 kill(process, all_of_them=kills % 2 == 0)
                 kills += 1
-                if found.is_dir():
-                    done |= {n: files for n, files in finished_trials(found).items() if n not in done}
+                done |= {n: files for n, files in finished_trials(found).items() if n not in done}
                 continue
             assert code == 0, Path("log").read_text(encoding="utf-8")
             break

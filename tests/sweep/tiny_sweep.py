@@ -15,7 +15,7 @@ run:
   model: tiny
   device: cpu
   data: {path: rows.jsonl, validation: held-out.jsonl, max_length: 64}
-  train: {max_steps: 2, batch_size: 4, sample_tokens: 1, save_every: 1, report: false}
+  train: {max_steps: 2, batch_size: 4, sample_tokens: 1, report: false}
 grid:
   adapter.rank: [2, 4, 8]
   train.learning_rate: [1e-3, 1e-4]
