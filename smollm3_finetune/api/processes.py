@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -19,6 +17,8 @@ from typing import IO, TYPE_CHECKING, Any
 from smollm3_finetune.errors import SmolLM3Error
 
 if TYPE_CHECKING:
+    import subprocess
+
     from smollm3_finetune.api.launching import Launch
     from smollm3_finetune.api.models import Progress
 
@@ -48,7 +48,9 @@ def run_processes(
     is looked for. A request to stop makes the processes save their state and end. Raises SmolLM3Error if the program
     fails; then no process is left.
     """
-    mark = secrets.token_hex(8)
+    import subprocess  # imported late, as other modules that only a launch needs
+
+    mark = os.urandom(8).hex()
     variables = {**os.environ, **launch.environment, **(environment or {}), ATTACHED: mark}
     shared = sys.stderr is not None and sys.stderr.isatty()
     try:
@@ -102,6 +104,8 @@ def _close(stream: IO[bytes]) -> None:
 
 def _wait_for_stop(program: subprocess.Popen[bytes], mark: str) -> None:
     """Wait until the processes have saved their state. A further request to stop terminates the program."""
+    import subprocess
+
     asked = time.monotonic()
     try:
         while True:

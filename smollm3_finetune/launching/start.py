@@ -91,8 +91,7 @@ def launched_report(
         forget_ended(run)
         raise asked
     if _written(run) in (None, before):
-        missing = SmolLM3Error(f"the processes of {component.title} ended, but the run has no report")
-        raise _failure(run, missing)
+        raise _failure(run, SmolLM3Error(f"{component.title} ended the run before its last step"))
     forget_ended(run)
     return json_object(run.report)
 
@@ -110,7 +109,7 @@ def _failure(run: RunDir, error: SmolLM3Error) -> SmolLM3Error:
     saved = run.saved.all()
     if own is not None:
         failure = own.error()
-        failure.hint = failure.hint or error.hint
+        failure.hint = failure.hint or (f"to continue: {resume_command(run)}" if saved else error.hint)
     else:
         failure = type(error)(error.message, hint=error.hint) if type(error) is SmolLM3Error else error
     if own is None and saved:

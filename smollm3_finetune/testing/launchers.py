@@ -144,7 +144,7 @@ class LauncherConformance(Conformance):
         """Fail the test if a process of the launch is left."""
         pids = [one["pid"] for one in self.started(launch)]
         deadline = time.monotonic() + PATIENCE
-        while (left := [pid for pid in pids if _runs(pid)]) and time.monotonic() < deadline:
+        while (left := [pid for pid in pids if runs(pid)]) and time.monotonic() < deadline:
             time.sleep(0.1)
         for pid in left:
             with contextlib.suppress(OSError):
@@ -298,7 +298,7 @@ def _interrupted_after(run: Path, processes: int) -> Iterator[None]:
         thread.join()
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     import psutil
 

@@ -50,7 +50,7 @@ class SaveTimes:
         self.slowest_step = max(self.slowest_step, now - self.step_began)
         self.step_began = now
         stop = stopping.requested(reserve=self.slowest_step + self.cost)
-        if stop is None and self.observer_stops:
+        if stop is None and self.observer_stops and not final:
             stop = stopping.Stop("the observer of the run", OBSERVER_CODE)
         due = self.minutes is not None and (final or now - self.last >= max(60 * self.minutes, self.cost / SHARE))
         save, code = _largest(int(due), stop.exit_code if stop is not None else 0)

@@ -96,8 +96,8 @@ def test_train_help_stays_in_its_module_budget() -> None:
     of_plugins = [m for m in modules if m.partition(".")[0] in bundled]
     assert len(of_plugins) <= len(bundled) + 1  # the hooks of each, and the methods of one
     # 109 when this was written, with 7 of plugins; signals, streams, checkpoints, versions, evaluators, objectives,
-    # exporters, shipping
-    assert len(modules - modules_of_click() - {*of_plugins}) <= 144
+    # exporters, shipping, launchers
+    assert len(modules - modules_of_click() - {*of_plugins}) <= 150
 
 
 @pytest.mark.parametrize(

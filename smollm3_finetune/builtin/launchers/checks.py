@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import Any
@@ -71,6 +70,8 @@ def check_accelerate(options: Any, env: Env) -> None:
 
 
 def _check_deepspeed(profile: str, env: Env) -> None:
+    import importlib.metadata
+
     try:
         importlib.metadata.version("deepspeed")
     except importlib.metadata.PackageNotFoundError:
