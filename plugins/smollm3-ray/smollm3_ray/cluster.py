@@ -124,7 +124,7 @@ def _environment(always: dict[str, str], unless_set: dict[str, str]) -> Iterator
 def _output_of_threads(shown: bool) -> Iterator[None]:
     """Inside the context, what other threads print, such as Ray's reports, goes to stderr or nowhere."""
     before = sys.stdout
-    sys.stdout = _OfOneThread(before, sys.stderr if shown else None)  # type: ignore[assignment]
+    sys.stdout = _OfOneThread(before, sys.stderr if shown else None)
     try:
         yield
     finally:
