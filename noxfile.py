@@ -22,6 +22,7 @@ nox -s trl          the examples of docs/python.md, those with trl included
 nox -s gguf         llama.cpp beside transformers: tests, SmolLM2-135M in every type: docs/exporting-gguf.md
 nox -s exporters  mlx-lm and ONNX Runtime beside transformers: the tests of both exporters
 nox -s compressed_tensors  what is written in this format, loaded by the library and plain transformers
+nox -s ray          launcher ray: every test, with Ray in an environment of its own
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
 nox -s data_memory  memory and time of the data path, up to a million rows
@@ -272,6 +273,18 @@ def compressed_tensors(session: nox.Session) -> None:
     python = over_this_one(session, "--no-deps", "compressed-tensors", "loguru")
     tests = "plugins/smollm3-compressed-tensors/tests/test_library.py"
     session.run(str(python), "-m", "pytest", tests, *session.posargs, env={"OMP_NUM_THREADS": "1"}, external=True)
+
+
+@nox.session(venv_backend="venv")
+def ray(session: nox.Session) -> None:
+    """All tests of the launcher `ray`, the long ones too, with Ray in an environment of its own, over this one.
+
+    Ray and its dependencies have about 600 MB. Ten minutes on two cores.
+    """
+    python = over_this_one(session, "ray[train,tune]>=2.60")
+    env = {"OMP_NUM_THREADS": "1", "SMOLLM3_RAY_REQUIRED": "1"}
+    command = (str(python), "-m", "pytest", "-rs", "plugins/smollm3-ray", *session.posargs)
+    session.run(*command, env=env, external=True)
 
 
 @nox.session(venv_backend="venv")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -58,7 +59,8 @@ def connected(options: RayOptions, launch: Launch, *, cpus: int) -> Iterator[Non
         if ray.is_initialized():
             yield
             return
-        _start(options, cpus)
+        with _signal_handlers():
+            _start(options, cpus)
         try:
             with _loggers(logging.INFO if options.logs else logging.CRITICAL):
                 if options.address is None:
@@ -122,7 +124,7 @@ def _environment(always: dict[str, str], unless_set: dict[str, str]) -> Iterator
 def _output_of_threads(shown: bool) -> Iterator[None]:
     """Inside the context, what other threads print, such as Ray's reports, goes to stderr or nowhere."""
     before = sys.stdout
-    sys.stdout = _OfOneThread(before, sys.stderr if shown else None)  # type: ignore[assignment]
+    sys.stdout = _OfOneThread(before, sys.stderr if shown else None)
     try:
         yield
     finally:
@@ -141,6 +143,20 @@ class _OfOneThread:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def _signal_handlers() -> Iterator[None]:
+    """Keep the handlers of this process: Ray replaces that of SIGTERM, and a request to stop would end it at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 @contextlib.contextmanager

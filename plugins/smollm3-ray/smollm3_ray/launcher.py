@@ -67,19 +67,23 @@ class Background:
     def __init__(self, function: Callable[[], Any]) -> None:
         self.function = function
         self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        self.done = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         try:
             self.function()
         except BaseException as e:
             self.error = e
+        finally:
+            self.done.set()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it is still running after so many seconds."""
-        self.thread.join(seconds)
-        return self.thread.is_alive()
+        """Whether it is still running after so many seconds.
+
+        Not by `Thread.join`: in Python 3.11 a thread whose join a signal interrupts counts as ended.
+        """
+        return not self.done.wait(seconds)
 
 
 def _watch(fitting: Background, folder: RunFolder, progress: Progress) -> None:

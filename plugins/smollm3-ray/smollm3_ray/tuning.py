@@ -113,10 +113,9 @@ class StopAll(tune.Stopper):  # type: ignore[misc]
 def _tuner(options: RayOptions, trials: Sequence[Trial], stopping: Path, over: Over) -> tune.Tuner:
     first = trials[0].launch
     gpus = gpus_per_worker(options, first)
+    resources: dict[str, float] = {"cpu": BESIDE}
     if options.workers == 1:
         resources = {"cpu": options.cpus_per_worker, **({"gpu": gpus} if gpus else {})}
-    else:
-        resources = {"cpu": BESIDE}
     trainable = tune.with_parameters(TrialProcess, trials={trial.name: trial for trial in trials}, options=options)
     return tune.Tuner(
         tune.with_resources(trainable, resources),

@@ -83,12 +83,12 @@ class RayObserver:
 
     def report(self) -> None:
         """Report the newest values, and the checkpoint that was not reported yet."""
-        from ray.train import Checkpoint
-
         checkpoint, self.checkpoint = self.checkpoint, None
         if checkpoint is None or not checkpoint.is_dir():
             self.send(self.values)
             return
+        from ray.train import Checkpoint
+
         more = {} if self.work.links is None else {"checkpoint_upload_fn": self._link}
         self.send(self.values, checkpoint=Checkpoint.from_directory(checkpoint), **more)
 
