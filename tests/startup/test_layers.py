@@ -35,6 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("export",),
     ("report",),
     ("train",),
+    ("memory",),
     ("pipeline",),
     ("compatibility",),
     ("checks",),
