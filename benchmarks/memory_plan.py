@@ -44,6 +44,8 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "torchao", 
 PLANNER = importlib.util.find_spec("smollm3_finetune.memory")
 FIRST, FIRST_SEED = 46, 1
 """The configurations that were measured while the planner was built."""
+MOST_LATER = 2048
+"""The most tokens of a batch of the configurations that are added later."""
 EVERY = 0.01
 """Seconds between samples."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
