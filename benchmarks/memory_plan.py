@@ -44,6 +44,8 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "hqq", "torchao", 
 PLANNER = importlib.util.find_spec("smollm3_finetune.memory")
 FIRST, FIRST_SEED = 46, 1
 """The configurations that were measured while the planner was built."""
+MOST_LATER = 2048
+"""The most tokens of a batch of the configurations that are added later."""
 EVERY = 0.01
 """Seconds between samples."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -227,14 +229,19 @@ def write(results: dict[str, Any], file: Path) -> None:
 
 
 def cells_of(results: dict[str, Any]) -> list[tuple[Cell, bool]]:
-    """The configurations, those first that were chosen first; whether a configuration was chosen later."""
-    found = [(cell, False) for cell in (*filter(is_quick, chosen(FIRST, FIRST_SEED, all_cells())), *long_cells())]
-    if (later := results.get("later")) is not None:
-        without = [cell for cell, _ in found]
-        found += [
-            (cell, True) for cell in chosen(later["count"], later["seed"], filter(is_quick, all_cells()), without)
-        ]
-    return found
+    """The configurations, and whether each was chosen after the planner was frozen."""
+    first = [cell for cell in chosen(FIRST, FIRST_SEED, all_cells()) if is_quick(cell)]
+    later = [Cell(**about) for about in results.get("later", {}).get("cells", ())]
+    return [*((cell, False) for cell in (*first, *long_cells())), *((cell, True) for cell in later)]
+
+
+def choose_later(results: dict[str, Any], count: int, seed: int, commit: str) -> None:
+    """Choose configurations at random that were not measured before, and keep them in the results."""
+    without = [cell for cell, _ in cells_of(results)]
+    without += [Cell(**{f.name: row[f.name] for f in fields(Cell)}) for row in results["rows"]]
+    cells = [cell for cell in all_cells() if is_quick(cell) and cell.tokens <= MOST_LATER]
+    found = [cell.as_json() for cell in chosen(count, seed, cells, without)]
+    results["later"] = {"planner": commit, "seed": seed, "cells": found}
 
 
 def main() -> None:
@@ -247,7 +254,7 @@ def main() -> None:
     parser.add_argument("--predict", action="store_true", help="predict again, and measure nothing")
     parser.add_argument("--later", type=int, metavar="N", help="add N configurations at random, marked")
     parser.add_argument("--seed", type=int, default=2, help="of --later")
-    parser.add_argument("--commit", help="of the frozen planner, for --later")
+    parser.add_argument("--commit", default="", help="of the frozen planner, for --later")
     parser.add_argument("--write", action="store_true", help="only write the table of docs/memory.md")
     parser.add_argument("--work", type=Path, help="directory for the caches; default: a temporary one")
     parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
@@ -257,7 +264,7 @@ def main() -> None:
         write_page(results)
         return
     if args.later:
-        results["later"] = {"count": args.later, "seed": args.seed, "planner": args.commit}
+        choose_later(results, args.later, args.seed, args.commit)
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

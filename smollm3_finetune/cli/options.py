@@ -143,20 +143,3 @@ def run_options(f: F) -> F:
     )
     f = config_flag("start_from", "RUN|ADAPTER")(f)
     return config_flag("model", "REF")(f)
-
-
-def _component_help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Show help after all other options are parsed, so that it includes the options of the named components."""
-    if value:
-        from smollm3_finetune.cli.output.component_help import component_help
-
-        click.echo(ctx.get_help() + "\n\n" + component_help(ctx.params))
-        ctx.exit()
-
-
-def component_help_option(f: F) -> F:
-    """`--help`, for a command with `run_options` and `add_help_option=False`."""
-    return click.option(
-        "-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_component_help,
-        help="Show this message and exit.",
-    )(f)  # fmt: skip

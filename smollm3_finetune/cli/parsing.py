@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import click
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class CommandGroup(click.Group):
@@ -132,3 +134,20 @@ def _option_names(component: Any) -> set[str]:
         return {info.name for info in describe(component.options_class())}
     except SmolLM3Error:  # a broken plugin: another message names it
         return set()
+
+
+def _component_help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Show help after all other options are parsed, so that it includes the options of the named components."""
+    if value:
+        from smollm3_finetune.cli.output.component_help import component_help
+
+        click.echo(ctx.get_help() + "\n\n" + component_help(ctx.params))
+        ctx.exit()
+
+
+def component_help_option(f: F) -> F:
+    """`--help`, for a command with `run_options` and `add_help_option=False`."""
+    return click.option(
+        "-h", "--help", "show_help", is_flag=True, expose_value=False, callback=_component_help,
+        help="Show this message and exit.",
+    )(f)  # fmt: skip

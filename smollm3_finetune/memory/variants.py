@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.api import Purpose
 from smollm3_finetune.batching.strategy import check_batches
+from smollm3_finetune.components.negotiation import missing_ops
 from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.errors import IncompatibleError
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
 from smollm3_finetune.progress import Silent
 
@@ -32,7 +34,11 @@ def with_components(
         add_tokens=plan.config.data.add_tokens,
     )  # fmt: skip
     context = replace(model.context, progress=Silent())
-    made = plan_model(registry, select_model(registry, request), context, model.source)
+    selected = select_model(registry, request)
+    assert selected.quantizer is not None and selected.adapter is not None
+    if missing := missing_ops(selected.quantizer, selected.adapter, model.env):
+        raise IncompatibleError(f"the quantizer does not provide {', '.join(missing)}")
+    made = plan_model(registry, selected, context, model.source)
     assert made.adapter is not None
     check_batches(plan.config.train, made.adapter, made.env)
     config = replace(plan.config, quant=made.quantizer.as_config(), adapter=made.adapter.as_config())

@@ -76,7 +76,7 @@ def test_ranks_what_pairs_and_names_the_reason_for_the_rest(tmp_path: Path) -> N
     assert [(c.adapter, c.batch, c.checkpointing) for c in own] == [("small", 2, False)]
     reasons = {(c.quantizer, c.adapter): (c.unknown, c.reason) for c in found.left}
     assert reasons["codes", "small"] == (True, "it does not state its bytes")
-    assert reasons["codes", "full"][0] is False, "a pair that does not work is refused, not unknown"
+    assert reasons["codes", "full"] == (False, "the quantizer does not provide dense, grad-weight"), "not unknown"
     assert "not-installed-anywhere" in reasons["absent", "small"][1]
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import component_help_option, run_options
-from smollm3_finetune.cli.parsing import RowsCommand
+from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.parsing import RowsCommand, component_help_option
 from smollm3_finetune.cli.session import find_plugins, flag_settings, prints_result, say_warning
 
 EXAMPLES = """\b
 Examples:
-  smollm3 plan --model HuggingFaceTB/SmolLM3-3B --quant bnb-4bit --data rows.jsonl
+  smollm3 plan --model HuggingFaceTB/SmolLM3-3B --data rows.jsonl
   smollm3 plan --config run.yaml --fit 24GB
   smollm3 plan --config run.yaml --fit 24GB --compare
   smollm3 plan --config run.yaml --probe 3

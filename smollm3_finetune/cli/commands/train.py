@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import component_help_option, run_options
-from smollm3_finetune.cli.parsing import RowsCommand
+from smollm3_finetune.cli.options import run_options
+from smollm3_finetune.cli.parsing import RowsCommand, component_help_option
 from smollm3_finetune.cli.session import find_plugins, flag_settings, once, prints_report, say_warning
 
 EXAMPLES = """\b

@@ -24,13 +24,11 @@ def shown_probe(found: Probe, predicted: MemoryPlan | None) -> str:
         f"{duration(high)}), and {duration(found.loading)} before the first step; measuring held-out rows is not "
         "included",
     ]
-    peak, tokens = found.memory.get("peak"), found.memory.get("batch_tokens")
+    peak, tokens = found.memory.get("peak"), int(found.memory.get("batch_tokens") or 0)
     if peak is None:
         lines.append("memory         cannot be measured on this system")
     elif predicted is None:
-        lines.append(
-            f"memory         {shown_size(peak)} measured, with batches of at most {counted(tokens or 0, 'token')}"
-        )
+        lines.append(f"memory         {shown_size(peak)} measured, with batches of at most {counted(tokens, 'token')}")
     else:
         error = predicted.peak / peak - 1
         lines.append(
