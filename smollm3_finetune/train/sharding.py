@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.api import Op
+from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.layer_bytes import layer_bytes
-from smollm3_finetune.components.negotiation import provided
-from smollm3_finetune.config.schema import TrainConfig
+from smollm3_finetune.components.negotiation import provided, refined
+from smollm3_finetune.config.schema import DEFAULT_ADAPTER, TrainConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan
 from smollm3_finetune.train.distributed.held import shown_bytes
 from smollm3_finetune.train.distributed.layout import Layout
-from smollm3_finetune.train.distributed.sharding import check_environment
+from smollm3_finetune.train.distributed.sharding import WITHOUT_FSDP, check_environment
 
 OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 """The optimizers, by their name in transformers, that update the part of each process as they update the whole."""
 FSDP = "fsdp2"
-WITHOUT = "--launcher-opt profile=ddp, or start the processes without FSDP"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def plan_sharding(layout: Layout, model: ModelPlan, train: TrainConfig) -> Shard
     if model.new_tokens:
         raise IncompatibleError(
             "data.add_tokens was not tested with FSDP, which shards the rows that new tokens add to the embeddings",
-            hint=f"{WITHOUT}; or leave data.add_tokens out",
+            hint=f"{WITHOUT_FSDP}; or leave data.add_tokens out",
         )
     if train.compile:
         raise IncompatibleError(
@@ -73,6 +73,13 @@ def plan_sharding(layout: Layout, model: ModelPlan, train: TrainConfig) -> Shard
             f"train.optimizer={train.optimizer} was not tested with FSDP: it may not update a part of a weight as it "
             "updates all of it",
             hint=f"--set train.optimizer={OPTIMIZERS[0]}",
+        )
+    assert model.adapter is not None
+    if not refined(model.adapter, model.env).shards:
+        raise IncompatibleError(
+            f"{ADAPTER.flag} {model.adapter.spec.name} does not work with FSDP: it uses its parameters in several "
+            "blocks of the model, or outside of them",
+            hint=f"{ADAPTER.flag} {DEFAULT_ADAPTER}; or {WITHOUT_FSDP}",
         )
     _check_device(model.context.device)
     if layout.processes == 1:
@@ -94,7 +101,7 @@ def _check_device(device: str) -> None:
         kind = str(torch.accelerator.current_accelerator())
         raise ConfigError(
             f"FSDP cannot be used on the CPU of a machine with a {kind} device, because torch shards on that device",
-            hint=f"export CUDA_VISIBLE_DEVICES=, or --device {kind}" if kind == "cuda" else WITHOUT,
+            hint=f"export CUDA_VISIBLE_DEVICES=, or --device {kind}" if kind == "cuda" else WITHOUT_FSDP,
         )
 
 

@@ -11,22 +11,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from smollm3_finetune.api import CountedObjective, Objective, Observer
 from smollm3_finetune.batching.filler import IDLE, Filled
 from smollm3_finetune.batching.order import LengthGrouped, Shuffled
-from smollm3_finetune.errors import ConfigError, ModelError, PluginError, SmolLM3Error, first_line, is_resource_error
+from smollm3_finetune.errors import (
+    ConfigError,
+    ModelError,
+    PluginError,
+    SmolLM3Error,
+    first_line,
+    is_resource_error,
+)
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.room import check_room, checkpoint_bytes
 from smollm3_finetune.model.load import LoadedModel
 from smollm3_finetune.runs.checkpoints import Checkpoints
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.compiling import configure_compile
-from smollm3_finetune.train.distributed.fsdp import use_fsdp
-from smollm3_finetune.train.distributed.optimizer_state import load_whole_state, whole_state
-from smollm3_finetune.train.distributed.sharding import gathered_weights, is_requested
-from smollm3_finetune.train.distributed.unused import find_unused, routes
+from smollm3_finetune.train.distributed.sharded_trainer import ShardedTrainer
+from smollm3_finetune.train.distributed.sharding import gathered_weights
+from smollm3_finetune.train.distributed.unused import find_unused
 from smollm3_finetune.train.finite import STABILITY_HINT, check_weights
 from smollm3_finetune.train.learning_rate import recompute, start_above_zero
 from smollm3_finetune.train.resumed_state import check_state
@@ -38,10 +43,9 @@ if TYPE_CHECKING:
     from smollm3_finetune.batching.packing import Ints
 
 
-class AdaptedTrainer:
+class AdaptedTrainer(ShardedTrainer):
     """A mixin for an objective's Trainer class; `loaded` is set before training begins."""
 
-    loaded: LoadedModel
     lengths: Ints | None = None
     """The lengths of the examples, if batches are grouped by length."""
     saved_steps: int | None = None
@@ -65,24 +69,6 @@ class AdaptedTrainer:
     """Tokens seen by this process since it started: a number, or a tensor with one element."""
     tokens_before: int = 0
     """Tokens seen by all processes before the checkpoint from which the run continues."""
-
-    @property
-    def shards(self) -> bool:
-        """Whether the processes share the weights."""
-        return bool(self.is_fsdp_enabled)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()  # type: ignore[misc]
-        if is_requested():
-            use_fsdp(self.accelerator, self.loaded)  # type: ignore[attr-defined]
-            self.is_fsdp_enabled = self.accelerator.distributed_type == "FSDP"  # type: ignore[attr-defined]
-
-    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        prepared = super()._prepare_for_training(*args, **kwargs)  # type: ignore[misc]
-        if self.shards and routes(self.loaded.base.model.config.to_dict()):
-            # a process whose batch does not use an expert must take part in the sum of its gradients too
-            self.model.set_reduce_scatter_unused_params(True)  # type: ignore[attr-defined]
-        return prepared
 
     def tokens_of_all(self) -> int:
         """The tokens that all processes have seen in the whole run; every process must call this."""
@@ -123,7 +109,7 @@ class AdaptedTrainer:
             inputs = {name: value for name, value in inputs.items() if name != IDLE}
         else:
             self.tokens_seen = self.tokens_seen + self._tokens_in(inputs)
-        return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        return super().training_step(model, inputs, *args, **kwargs)
 
     def _tokens_in(self, inputs: Mapping[str, Any]) -> Any:
         """The tokens of a batch without padding; a tensor if converting it to a number would wait for the GPU."""
@@ -231,17 +217,6 @@ class AdaptedTrainer:
             if args.should_save:
                 self.loaded.write(Path(output_dir or args.output_dir))
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.shards:
-            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
-            return
-        import torch
-
-        state = whole_state(self.optimizer)  # type: ignore[attr-defined]
-        if self.args.should_save:  # type: ignore[attr-defined]
-            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))  # type: ignore[attr-defined]
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Checks the state that is read next. No weights: a resumed run is composed with the checkpoint's adapter."""
         with _attributed_to_checkpoint(resume_from_checkpoint):
@@ -249,22 +224,9 @@ class AdaptedTrainer:
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):
-            if checkpoint is not None and self.shards:
-                self._load_whole(Path(checkpoint))
-            else:
-                super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.saved_steps != self.state.max_steps:  # type: ignore[attr-defined]
             recompute(self.lr_scheduler)  # type: ignore[attr-defined]
-
-    def _load_whole(self, checkpoint: Path) -> None:
-        """Load the state of the optimizer, of which each process keeps its part, and that of the schedule."""
-        import torch
-
-        def read(name: str) -> Any:
-            return torch.load(checkpoint / name, map_location="cpu", weights_only=True)
-
-        load_whole_state(self.optimizer, read(OPTIMIZER_NAME))  # type: ignore[attr-defined]
-        self.lr_scheduler.load_state_dict(read(SCHEDULER_NAME))  # type: ignore[attr-defined]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with _attributed_to_checkpoint(checkpoint):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune.api import Op, transformer_blocks
 from smollm3_finetune.components.negotiation import provided
 from smollm3_finetune.errors import IncompatibleError
+from smollm3_finetune.train.distributed.sharding import WITHOUT_FSDP
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -120,7 +121,7 @@ def _kept_whole(loaded: LoadedModel) -> Iterator[nn.Parameter]:
                 raise IncompatibleError(
                     f"{loaded.plan.adapter.component.title} trains {name}.{own}, a single number, which FSDP cannot "
                     "shard",
-                    hint="start the processes without FSDP",
+                    hint=WITHOUT_FSDP,
                 )
             if not parameter.requires_grad and (quantized or not parameter.ndim):
                 yield parameter

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RAM_EFFICIENT = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+WITHOUT_FSDP = "--launcher-opt profile=ddp, or start the processes without FSDP"
 
 
 def check_environment() -> None:
