@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import runpy
 import tempfile
 import time
 import traceback
@@ -44,7 +45,7 @@ class ProcessPair:
         atexit.register(self.close)
 
     def call(self, function: str, *args: Any) -> list[Any]:
-        """The results of `module:function` in both processes, where it is called with `args` at the same time.
+        """The results of `module:function` or `FILE.py:function` in both processes, called at the same time.
 
         Arguments and results are pickled. Raises RuntimeError with the traceback of a process that failed. If the other
         one does not fail too, the pair is closed.
@@ -124,8 +125,9 @@ def _serve(pipe: Any, rank: int, rendezvous: str) -> None:
             function, args = pipe.recv()
         except EOFError:  # the session ended
             return
-        module, _, name = function.partition(":")
+        module, _, name = function.rpartition(":")
         try:
-            pipe.send((getattr(importlib.import_module(module), name)(*args), None))
+            found = runpy.run_path(module) if module.endswith(".py") else vars(importlib.import_module(module))
+            pipe.send((found[name](*args), None))
         except BaseException:
             pipe.send((None, traceback.format_exc()))

@@ -37,7 +37,7 @@ def outcome(test: Callable[[Path], None], tmp_path: Path) -> str | None:
 
 
 def test_layers_are_divided_only_if_their_tensors_are_parameters(tmp_path: Path) -> None:
-    assert failure("frozen", tmp_path) is None
+    assert failure("parameters", tmp_path) is None
     assert failure("undeclared", tmp_path) == "shards is not declared"
     held_whole = failure("buffers", tmp_path)
     assert held_whole is not None and "hold their large tensors as `FrozenTensor`" in held_whole

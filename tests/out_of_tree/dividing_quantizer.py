@@ -19,8 +19,8 @@ from smollm3_finetune.api import (
 
 @dataclass(frozen=True, kw_only=True)
 class DividingOptions:
-    keeps: Literal["frozen", "buffers", "a-copy", "changing", "undeclared"] = option(
-        "frozen", "How a layer keeps its codes."
+    keeps: Literal["parameters", "buffers", "a-copy", "changing", "undeclared"] = option(
+        "parameters", "How a layer keeps its codes."
     )
     unstated: int = option(0, "Bytes of a layer that are not stated.")
 
@@ -109,7 +109,7 @@ class DividingQuantizer:
                 self.codes.bitwise_not_()
                 return (~self.codes if self.packed else self.codes) * self.scale
 
-        layer = {"frozen": Frozen, "a-copy": Copying, "changing": Changing}.get(keeps, Int8Linear)
+        layer = {"parameters": Frozen, "a-copy": Copying, "changing": Changing}.get(keeps, Int8Linear)
         return load_layerwise(
             source,
             ctx,
