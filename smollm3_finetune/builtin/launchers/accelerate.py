@@ -6,7 +6,7 @@ import shlex
 import sys
 
 from smollm3_finetune.api import Launch, Progress, run_processes
-from smollm3_finetune.builtin.launchers.checks import all_processes, processes_here
+from smollm3_finetune.builtin.launchers.checks import all_processes
 from smollm3_finetune.builtin.launchers.elastic import environment
 from smollm3_finetune.builtin.launchers.options import AccelerateOptions
 
