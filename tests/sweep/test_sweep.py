@@ -40,8 +40,9 @@ def test_every_trial_is_an_ordinary_run_that_names_the_sweep(cli: Cli, copied: P
 
 def test_a_trial_equals_the_same_run_by_hand_bit_for_bit(cli: Cli, copied: Path) -> None:
     cli("train", "--data", "rows.jsonl", "--validation", "held-out.jsonl", "--max-length", "64", "--max-steps", "2",
-        "--batch-size", "4", "--device", "cpu", "--set", "train.sample_tokens=1",
-        "--set", "train.report=false", "--adapter-opt", "rank=4", "--lr", "1e-4", "--output", "hand",
+        "--batch-size", "8", "--device", "cpu", "--set", "train.sample_tokens=1",
+        "--set", "train.report=false", "--adapter-opt", "rank=4",
+        "--adapter-opt", "target_modules=q_proj", "--lr", "1e-4", "--output", "hand",
         "--json").report()  # fmt: skip
     name = "adapter/adapter_model.safetensors"
     assert (copied / "rank-4_learning_rate-0.0001" / name).read_bytes() == (Path("hand") / name).read_bytes()
@@ -138,11 +139,11 @@ def test_all_trials_are_checked_before_the_first_one_runs(
     assert failed.code == 2
     errors = [line for line in failed.stderr.splitlines() if line.startswith("error")]
     assert errors == [
-        "error: s.yaml:9: trials rank-2_adapter-lore_learning_rate-0.001, rank-2_adapter-lore_learning_rate-0.0001 "
+        "error: s.yaml:10: trials rank-2_adapter-lore_learning_rate-0.001, rank-2_adapter-lore_learning_rate-0.0001 "
         "and 2 more: there is no adapter 'lore'",
-        "error: s.yaml:8: adapter 'ia3' has no option 'rank' (trials rank-2_adapter-ia3_learning_rate-0.001, "
+        "error: s.yaml:9: adapter 'ia3' has no option 'rank' (trials rank-2_adapter-ia3_learning_rate-0.001, "
         "rank-2_adapter-ia3_learning_rate-0.0001 and 2 more)",
-        "error: s.yaml:8: adapter.rank: expected integer (at least 1), got -4 (trials "
+        "error: s.yaml:9: adapter.rank: expected integer (at least 1), got -4 (trials "
         "rank--4_adapter-lora_learning_rate-0.001, rank--4_adapter-lora_learning_rate-0.0001)",
     ]
     assert launched == [] and not Path("found").exists()
@@ -161,14 +162,14 @@ def test_a_problem_of_all_trials_is_said_once(cli: Cli, fresh: Path, edit: Edit)
 def test_options_of_run_that_do_not_apply_and_other_held_out_rows_are_warned_of(
     cli: Cli, fresh: Path, edit: Edit
 ) -> None:
-    edit("  model: tiny\n", "  model: tiny\n  adapter: {name: lora, rank: 2}\n")
+    edit("target_modules: [q_proj]", "rank: 2")
     edit(
         "  adapter.rank: [2, 4, 8]\n  train.learning_rate: [1e-3, 1e-4]\n",
         "  adapter: [lora, dora]\n  data.max_length: [48, 64]\n",
     )
     result = cli("sweep", "run", "s.yaml", "--dry-run")
     assert result.code == 0, result.stderr
-    assert result.stderr.count("s.yaml:4: adapter.rank does not apply to trials with adapter=dora") == 1
+    assert result.stderr.count("s.yaml:5: adapter.rank does not apply to trials with adapter=dora") == 1
     assert "trials that differ in data.max_length have other held-out rows" in result.stderr
 
 

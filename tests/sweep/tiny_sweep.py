@@ -14,8 +14,9 @@ output: found
 run:
   model: tiny
   device: cpu
+  adapter: {name: lora, target_modules: [q_proj]}
   data: {path: rows.jsonl, validation: held-out.jsonl, max_length: 64}
-  train: {max_steps: 2, batch_size: 4, sample_tokens: 1, report: false}
+  train: {max_steps: 2, batch_size: 8, sample_tokens: 1, report: false}
 grid:
   adapter.rank: [2, 4, 8]
   train.learning_rate: [1e-3, 1e-4]
