@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from smollm3_finetune.api import Adapted, Base, BuildContext, LayerBytes, Op, architecture_of
 from smollm3_finetune.api.quantizers import _to_quantize

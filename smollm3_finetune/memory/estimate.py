@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.memory.allocators import rounding
+from smollm3_finetune.memory.allocators import process_bytes, rounding
 from smollm3_finetune.memory.build import Built, Plan, Unknown, build
+from smollm3_finetune.memory.heap import PADDING
 from smollm3_finetune.memory.mapped import mapped_bytes
 from smollm3_finetune.memory.memory_plan import MemoryPlan
+from smollm3_finetune.memory.replay import Before, kept_by_heap
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from smollm3_finetune.train.distributed.layout import Layout
 
 SFT = "smollm3-finetune:sft"
+LIKELY, MOST = 2, 1
+"""Small objects take one of so many pieces of the heap: as a rule, and at most."""
 
 
 def estimate(
@@ -130,12 +134,16 @@ class Estimator:
         phases = {"training": training, "optimizer step": stepping}
         phase = max(phases, key=lambda name: sum(phases[name].values()))
         parts = phases[phase]
-        from smollm3_finetune.memory.allocators import process_bytes, slack
-
         parts["process"] = process_bytes(self.plan, self.device)
-        parts["slack"] = slack(parts, self.device)
+        parts["slack"] = most = 0
+        if phase == "training":
+            parts["slack"] = self._slack(built, optimizer, step, moment.total, LIKELY)
+            most = max(self._slack(built, optimizer, step, moment.total, MOST), parts["slack"])
         peak = sum(parts.values())
-        low, high = interval(peak, self.device)
+        if self.device == "cpu":
+            low, high = peak - parts["slack"], peak - parts["slack"] + most
+        else:
+            low, high = int(peak * 0.85), int(peak * 1.15)
         return MemoryPlan(
             **about,
             parts=parts,
@@ -147,11 +155,13 @@ class Estimator:
             notes=tuple(_notes(self.plan, step, self.device)),
         )
 
-
-def interval(peak: int, device: str) -> tuple[int, int]:
-    """The interval of a prediction: what the benchmark in docs/memory.md found."""
-    below, above = (0.9, 1.05) if device == "cpu" else (0.85, 1.15)
-    return int(peak * below), int(peak * above)
+    def _slack(self, built: Built, optimizer: OptimizerBytes, step: Step, live: int, one_of: int) -> int:
+        """What the allocator of a CPU holds beside the tensors; `one_of`: see `memory.heap`."""
+        if self.device != "cpu" or len(built.reduced.stacks) != 1:
+            return 0
+        adapter = [p.nbytes for p, times in built.trained for _ in range(times)]
+        before = Before(resident=adapter, after_first_step=optimizer.tensors, threshold=PADDING, one_of=one_of)
+        return kept_by_heap(step.segments, built.reduced.stacks[0], before, live)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ class OptimizerBytes:
     state: int
     transient: int
     """The most that a step allocates beside its state, and frees again."""
+    tensors: tuple[int, ...] = ()
+    """The sizes of the tensors of the state."""
 
 
 def optimizer_bytes(built: Built, train: TrainConfig, device: str, round_up: Callable[[int], int]) -> OptimizerBytes:
@@ -32,22 +34,25 @@ def optimizer_bytes(built: Built, train: TrainConfig, device: str, round_up: Cal
     if train.optimizer not in OF_TORCH:
         raise Unknown(f"the memory of the optimizer {train.optimizer!r} was not measured")
     state = largest = total = 0
-    known: dict[tuple[Any, ...], tuple[int, int]] = {}
+    known: dict[tuple[Any, ...], tuple[int, int, list[int]]] = {}
+    tensors: list[int] = []
     for parameter, times in built.trained:
         key = (tuple(parameter.shape), parameter.dtype)
         if key not in known:
             known[key] = _of_parameter(parameter, train.optimizer, device, round_up)
-        own, transient = known[key]
+        own, transient, sizes = known[key]
+        tensors += sizes * times
         state += own * times
         largest = max(largest, transient)
         total += transient * times
-    return OptimizerBytes(state=state, transient=largest if device == "cpu" or "fused" in train.optimizer else total)
+    one_by_one = device == "cpu" or "fused" in train.optimizer
+    return OptimizerBytes(state=state, transient=largest if one_by_one else total, tensors=tuple(tensors))
 
 
 def _of_parameter(
     parameter: torch.nn.Parameter, name: str, device: str, round_up: Callable[[int], int]
-) -> tuple[int, int]:
-    """The bytes of the state of one parameter, and what a step allocates for it."""
+) -> tuple[int, int, list[int]]:
+    """The bytes of the state of one parameter, what a step allocates for it, and the sizes of the state's tensors."""
     copy = torch.nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device=device))
     copy.grad = torch.empty_like(copy)
     trace = Trace(round_up=round_up, value=1)  # the number of the step
@@ -58,7 +63,8 @@ def _of_parameter(
         trace.begin("second step")
         optimizer.step()
         trace.finish()
-    return state, trace.segments[-1].rise
+    sizes = [t.nbytes for t in optimizer.state[copy].values() if isinstance(t, torch.Tensor)]
+    return state, trace.segments[-1].rise, sizes
 
 
 def _made(name: str, parameter: torch.nn.Parameter) -> torch.optim.Optimizer:

@@ -55,7 +55,9 @@ def reduce_layers(model: PreTrainedModel, *, whole: bool = False) -> Reduced:
     from torch import nn
 
     stacks, counts = [], {}
-    for name, layers in list(_lists(model)):
+    found = list(_lists(model))
+    whole = whole or len(found) != 1  # the layers of several lists may alternate
+    for name, layers in found:
         kinds: dict[Any, list[int]] = {}
         kept: list[int] = []
         chain = []
@@ -98,10 +100,10 @@ def _lists(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
     found: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and not inside and len(module) > 1:
-            if len({type(m) for m in module}) == 1 and any(True for _ in module[0].parameters()):
-                found.append(name)
-                yield name, module
+        alike = isinstance(module, nn.ModuleList) and len(module) > 1 and len({type(m) for m in module}) == 1
+        if alike and not inside and any(True for _ in module[0].parameters()):
+            found.append(name)
+            yield name, module
 
 
 def _kind(layer: nn.Module) -> tuple[Any, ...]:

@@ -14,12 +14,11 @@ from smollm3_finetune.batching.head import supervised_logits_planned
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.inference.precision import autocast
 from smollm3_finetune.memory.build import Built, Plan, Unknown
+from smollm3_finetune.memory.replay import Place, ordered
 from smollm3_finetune.memory.trace import Segment, Trace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from smollm3_finetune.memory.reduce import Stack
 
 HEAD = "head"
 
@@ -49,6 +48,7 @@ class Step:
     padded: bool
     supervised: bool
     """Whether logits are computed at supervised tokens only."""
+    segments: list[Segment] = field(default_factory=list, repr=False)
 
 
 def trace_step(built: Built, plan: Plan, length: int, batch: int, round_up: Callable[[int], int]) -> Step:
@@ -84,7 +84,7 @@ def trace_step(built: Built, plan: Plan, length: int, batch: int, round_up: Call
     moment = recorder.composed(accumulates)
     for parameter in model.parameters():
         parameter.grad = None
-    return Step(moment=moment, padded=not flat, supervised=supervised)
+    return Step(moment=moment, padded=not flat, supervised=supervised, segments=recorder.trace.segments)
 
 
 def _flat(stack: contextlib.ExitStack, plan: Plan, base: Any) -> bool:
@@ -177,14 +177,20 @@ class _Recorder:
 
         return hook
 
+    def ordered(self) -> Iterator[tuple[Place, Segment]]:
+        """The segments of the complete model, in the order in which it runs."""
+        stacks, segments = self.built.reduced.stacks, self.trace.segments
+        if len(stacks) != 1:  # all its layers were traced
+            return iter([((s.name.partition(" ")[0] or "forward", -1), s) for s in segments])
+        return ordered(segments, stacks[0].name, stacks[0].chain)
+
     def composed(self, accumulates: bool) -> Moment:
         """The moment of the complete model that needs most."""
-        segments = self.trace.segments
         own = _gradients_by_layer(self.built)
         total = self.built.gradients if accumulates else 0
         best = Moment(activations=0, logits=0, transient=0, gradients=total)
         kept, gradients = 0, total
-        for segment in _chain(segments, self.built.reduced.stacks):
+        for _, segment in self.ordered():
             rise = segment.rise
             is_head = segment.name.endswith(HEAD)
             moment = Moment(
@@ -213,19 +219,3 @@ def _gradients_by_layer(built: Built) -> dict[str, int]:
         place = inside.get(id(parameter), HEAD)
         found[place] = found.get(place, 0) + (0 if parameter.grad is None else parameter.grad.nbytes)
     return found
-
-
-def _chain(segments: list[Segment], stacks: tuple[Stack, ...]) -> Iterator[Segment]:
-    """The segments of the complete model, in the order in which it runs."""
-    if len(stacks) != 1:
-        yield from segments
-        return
-    (stack,) = stacks
-    by_name = {s.name: s for s in segments}
-    forward = [by_name.get(f"forward {stack.name}.{i}") for i in stack.chain]
-    backward = [by_name.get(f"backward {stack.name}.{i}") for i in reversed(stack.chain)]
-    first = next((i for i, s in enumerate(segments) if s.name.startswith(f"forward {stack.name}.")), len(segments))
-    yield from segments[:first]
-    yield from (s for s in forward if s is not None)
-    yield from (s for s in segments if s.name.endswith(HEAD))
-    yield from (s for s in backward if s is not None)

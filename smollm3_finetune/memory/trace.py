@@ -31,6 +31,8 @@ class Segment:
     end: int = 0
     peak: int = 0
     """The most that was allocated in it."""
+    events: list[tuple[int, int]] = field(default_factory=list)
+    """The number of each storage that was allocated and its size, or of each that was freed and -1."""
 
     @property
     def kept(self) -> int:
@@ -110,10 +112,12 @@ class Trace(TorchDispatchMode):  # type: ignore[misc]
         def freed(_: object) -> None:
             self._frees.pop(number, None)
             self.live -= size
+            self.segments[-1].events.append((number, -1))
 
         self._frees[number] = weakref.ref(storage, freed)
         self.live += size
         segment = self.segments[-1]
+        segment.events.append((number, size))
         segment.peak = max(segment.peak, self.live)
 
 
