@@ -1,4 +1,4 @@
-"""Commands and groups that add a hint to a name, an option or an argument that they do not know."""
+"""Commands and groups that add a hint to a name, an option or an argument that they do not know; help of components."""
 
 from __future__ import annotations
 
