@@ -196,8 +196,9 @@ class AdapterSpec(ComponentSpec):
     ships: bool = False
     """Its `Adapted` has `merged_layers`, so that `train.ship_as` can train what is shipped; see `MergingAdapted`."""
     shards: bool = True
-    """FSDP 2 may divide its parameters: each is used only in the forward of the transformer block that has it, so none
-    is shared by several blocks, and none is a single number. Otherwise runs with FSDP are refused while planning."""
+    """FSDP 2 may divide its parameters: each is used only in the forward of the transformer block that has it, is
+    shared by no other block, has no hook on its gradient, and is not a single number. False: runs with FSDP are refused
+    while planning."""
     trains_new_tokens: bool = False
     """It trains, saves and merges the rows of `BuildContext.new_tokens`, beside what it trains otherwise."""
     card: AdapterCard = AdapterCard()

@@ -77,8 +77,8 @@ def plan_sharding(layout: Layout, model: ModelPlan, train: TrainConfig) -> Shard
     assert model.adapter is not None
     if not refined(model.adapter, model.env).shards:
         raise IncompatibleError(
-            f"{ADAPTER.flag} {model.adapter.spec.name} does not work with FSDP: it uses its parameters in several "
-            "blocks of the model, or outside of them",
+            f"{ADAPTER.flag} {model.adapter.spec.name} does not work with FSDP: it needs whole parameters or gradients "
+            "where FSDP has divided them",
             hint=f"{ADAPTER.flag} {DEFAULT_ADAPTER}; or {WITHOUT_FSDP}",
         )
     _check_device(model.context.device)

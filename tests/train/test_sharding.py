@@ -287,6 +287,14 @@ def test_runs_that_cannot_share_weights_are_refused(
     assert message in result.stderr and hint in result.stderr
 
 
+@pytest.mark.plugins
+def test_an_adapter_that_cannot_be_divided_is_refused(cli: Callable[..., Any]) -> None:
+    result = cli("train", "--adapter", "adalora", "--device", "cpu", "--dry-run", *LAUNCHER)
+    assert result.code == 3, result.stderr
+    assert "--adapter adalora does not work with FSDP" in result.stderr and "hint: --adapter lora" in result.stderr
+    assert cli("train", "--adapter", "adalora", "--device", "cpu", "--dry-run").code == 0
+
+
 @pytest.mark.parametrize(
     ("keeps", "line"),
     [

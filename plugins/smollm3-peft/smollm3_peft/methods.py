@@ -146,6 +146,7 @@ METHODS: tuple[AdapterSpec, ...] = (
         "AdaLoRA: gives more rank to the layers that need it",
         "options:AdaLoraOptions",
         factory="adalora:AdaLoraAdapter",
+        shards=False,
     ),
     _spec("beft", "BEFT: one learned bias for each target module", "weight_options:BeftOptions", merges=False),
     _spec("boft", "BOFT: butterfly-factored rotations of the input", "weight_options:BoftOptions"),
@@ -164,7 +165,7 @@ METHODS: tuple[AdapterSpec, ...] = (
     _spec("lokr", "LoKr: the Kronecker product of two small matrices", "weight_options:LokrOptions"),
     _spec("miss", "MiSS: one matrix shared by the shards of a weight", "weight_options:MissOptions"),
     _spec("oft", "OFT: orthogonal rotations of blocks of the input", "weight_options:OftOptions"),
-    _spec("osf", "OSF: trains the small singular directions", "weight_options:OsfOptions", READS),
+    _spec("osf", "OSF: trains the small singular directions", "weight_options:OsfOptions", READS, shards=False),
     _spec(
         "peanut", "PEANuT: a small network computes the update from the weight", "weight_options:PeanutOptions", READS
     ),
@@ -176,18 +177,22 @@ METHODS: tuple[AdapterSpec, ...] = (
     _spec(
         "supertuning", "Super-Tuning: trains the weight's largest entries", "weight_options:SuperTuningOptions", READS
     ),
-    _spec("tinylora", "TinyLoRA: a few parameters for each layer", "weight_options:TinyLoraOptions", READS),
+    _spec(
+        "tinylora", "TinyLoRA: a few parameters for each layer", "weight_options:TinyLoraOptions", READS, shards=False
+    ),
     _spec(
         "unilora",
         "Uni-LoRA: all updates computed from one short vector",
         "weight_options:UniLoraOptions",
         identity_at_start=False,
+        shards=False,
     ),
     _spec(
         "vblora",
         "VB-LoRA: updates composed from a bank of vectors",
         "weight_options:VbLoraOptions",
         identity_at_start=False,
+        shards=False,
     ),
     _spec("vera", "VeRA: learned scales of fixed random matrices", "weight_options:VeraOptions"),
     _spec("waveft", "WaveFT: a few wavelet coefficients of the update", "weight_options:WaveFtOptions"),
