@@ -90,7 +90,7 @@ def finetuned(arguments: Mapping[str, Any], environment: Mapping[str, str], dire
     """The report of `finetune` with these arguments, in this directory, with these variables; for both processes."""
     from accelerate.state import AcceleratorState, GradientState
 
-    from smollm3_finetune.train.finetune import finetune
+    from smollm3_finetune.launching.finetune import finetune
 
     os.chdir(directory)
     os.environ |= environment
