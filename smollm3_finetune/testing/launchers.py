@@ -33,7 +33,7 @@ from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, plugin_path, skip
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-MARK = "SMOLLM3_LAUNCHER_TEST"
+MARK = "LAUNCHER_CONFORMANCE"
 PROBE = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -179,7 +179,7 @@ class LauncherConformance(Conformance):
         if chosen.spec.check is None:
             skip("it has no check")
         for env in environments():
-            _, error = outcome(lambda e=env: chosen.spec.check(chosen.options, e))  # type: ignore[misc]
+            _, error = outcome(lambda e=env: chosen.spec.check(chosen.options, e))
             if isinstance(error, SmolLM3Error):
                 demand(error.hint is not None, f"check() refuses without a hint: {error.message}")
             elif error is not None:

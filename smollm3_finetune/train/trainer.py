@@ -62,7 +62,7 @@ class AdaptedTrainer(ShardedTrainer):
     """Whether the loss of every step so far was divided by the number of its terms."""
     save_times: SaveTimes
     observer: Observer | None = None
-    """Is told of every checkpoint."""
+    """Receives every checkpoint."""
     keep: int
     """The number of checkpoints that are kept."""
     with_best: Callable[[str], str]
