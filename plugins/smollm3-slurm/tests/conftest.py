@@ -70,6 +70,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     monkeypatch.setenv("SLURM_STAND_IN", str(found.place))
     yield found
     for job in found.place.iterdir():
+        (job / "cancelled").touch()
         for task in found.tasks(int(job.name)):
             with contextlib.suppress(OSError):
                 os.kill(task, signal.SIGKILL)

@@ -71,8 +71,10 @@ def execute(number: str) -> None:
     options = dict(line.split("=", 1) for line in (job / "options").read_text().splitlines())
     nodes, tasks = int(options["nodes"]), int(options["ntasks-per-node"])
     log = options["output"].replace("%%", "\0").replace("%j", number).replace("\0", "%")
-    while options.get("partition") == "held" and not (job / "cancelled").exists():
+    while options.get("partition") == "held" and job.exists() and not (job / "cancelled").exists():
         time.sleep(0.05)
+    if not job.exists():
+        return
     if (job / "cancelled").exists():
         (job / "state").write_text("CANCELLED")
         return
