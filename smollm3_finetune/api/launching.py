@@ -41,7 +41,8 @@ class Launch:
     """
 
     run: Path
-    """The run directory, an absolute path; every process sees it at this path. Only the first process writes it."""
+    """The run directory, an absolute path; every process sees it at this path. The first process writes it; the
+    others write only what ended them."""
     command: Sequence[str]
     """The arguments of each process, the Python interpreter first."""
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -56,8 +57,9 @@ class Launch:
     def work(self, observer: Observer | None = None) -> Mapping[str, Any] | None:
         """Execute the command inside the calling process; for launchers whose processes are Python already.
 
-        WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set. Returns the report in the first process,
-        None in the others. Raises a SmolLM3Error for what ended the run.
+        Of several processes, each must have WORLD_SIZE, RANK, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Returns the
+        report in the first process, None in the others, and in all if the observer stopped the run. Raises a
+        SmolLM3Error for what ended the run, and KeyboardInterrupt after a signal to stop.
         """
         module, _, name = self.worker.partition(":")
         function: Callable[..., Mapping[str, Any] | None] = getattr(importlib.import_module(module), name)

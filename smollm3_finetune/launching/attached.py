@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def run_launched(run: Path) -> None:
         work(run)
         shut_down_processes()
         return
-    _attach()
+    _attach(RunDir(run))
     debug = bool(json_object(RunDir(run).launch).get("debug"))
     try:
         work(run)
@@ -42,19 +43,31 @@ def run_launched(run: Path) -> None:
         _exit(0 if stopping.delivered() is not None else e.exit_code if isinstance(e, SmolLM3Error) else 1)
 
 
-def _attach() -> None:
+ALONE = 30.0
+"""Seconds that a process which was asked to stop may take after another process of the run has stopped."""
+
+
+def _attach(run: RunDir) -> None:
     """Print to the output of the launching process, and stop when it ends or asks for it by closing the input."""
     if is_main_process():
         sys.stderr.flush()
         os.dup2(1, 2)
-    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+    threading.Thread(target=_stop_at_end_of_input, args=(run,), daemon=True).start()
 
 
-def _stop_at_end_of_input() -> None:
+def _stop_at_end_of_input(run: RunDir) -> None:
+    """Ask this process to stop when its input ends.
+
+    Before the first step, a process may wait in the library for another one that has stopped already: it is then ended.
+    """
     with contextlib.suppress(OSError):
         while os.read(0, 4096):
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    while not any(run.launched.glob("ended-*.json")):
+        time.sleep(0.5)
+    time.sleep(ALONE)
+    _exit(0)
 
 
 def _exit(code: int) -> None:

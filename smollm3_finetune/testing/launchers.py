@@ -177,7 +177,7 @@ class LauncherConformance(Conformance):
         if chosen.spec.check is None:
             skip("it has no check")
         for env in environments():
-            _, error = outcome(lambda e=env: chosen.spec.check(chosen.options, e))  # type: ignore[misc]
+            _, error = outcome(lambda e=env: chosen.spec.check(chosen.options, e))
             if isinstance(error, SmolLM3Error):
                 demand(error.hint is not None, f"check() refuses without a hint: {error.message}")
             elif error is not None:

@@ -129,7 +129,7 @@ def test_a_command_for_two_machines_is_shown(cli: Cli) -> None:
                    "--dry-run")  # fmt: skip
     assert torchrun.code == 0, torchrun.stderr
     assert "# launcher 'torchrun': 16 processes\n" in torchrun.stdout
-    assert "torchrun --nproc-per-node 8 --nnodes 2 --node-rank 0 --rdzv-backend c10d --rdzv-endpoint node0:29500" in (
+    assert "torchrun --nproc-per-node 8 --nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500" in (
         torchrun.stdout
     )
     accelerate = cli(*RUN, "--launcher", "accelerate", *two, "--launcher-opt", "main_address=node0",

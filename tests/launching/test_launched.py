@@ -139,8 +139,8 @@ def test_two_machines_on_one_computer_train_one_run(cli: Cli) -> None:
         f"rendezvous=127.0.0.1:{port}",
     )
     common = (*RUN, "--max-steps", "3", "--batch-size", "2", "--launcher", "torchrun", *two, "--output", "run")
-    second = started(*common, "--launcher-opt", "node_rank=1")
     first = started(*common, "--json")
+    second = started(*common, "--launcher-opt", "node_rank=1")
     out, said = first.communicate(timeout=300)
     assert first.returncode == 0, said
     _, joined = second.communicate(timeout=100)

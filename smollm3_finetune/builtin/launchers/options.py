@@ -20,7 +20,7 @@ class TorchrunOptions:
     nodes: int = option(1, NODES, ge=1, le=100_000)
     node_rank: int = option(0, NODE_RANK, ge=0, le=99_999)
     rendezvous: str | None = option(
-        None, "Where the machines meet: HOST:PORT, a machine that all of them reach, in most cases machine 0."
+        None, "Where the machines meet: HOST:PORT, the name of machine 0 and a free port of it."
     )
     rendezvous_timeout: int = option(900, "Seconds that machines wait for each other.", ge=1)
     restarts: int = option(

@@ -32,10 +32,10 @@ class Torchrun:
         if o.rendezvous is None:
             found += ["--standalone"]
         else:
+            host, _, port = o.rendezvous.rpartition(":")
             found += ["--nnodes", str(o.nodes), "--node-rank", str(o.node_rank)]
-            found += ["--rdzv-backend", "c10d", "--rdzv-endpoint", o.rendezvous, "--rdzv-id", launch.name]
-            seconds = o.rendezvous_timeout
-            found += ["--rdzv-conf", f"join_timeout={seconds},read_timeout={seconds},is_host={int(not o.node_rank)}"]
+            found += ["--master-addr", host, "--master-port", port]
+            found += ["--rdzv-conf", f"timeout={o.rendezvous_timeout}"]
         if o.restarts:
             found += ["--max-restarts", str(o.restarts)]
         return [*found, *launch.command[1:]]
