@@ -18,7 +18,7 @@ Sharding = Literal["none", "fsdp2", "zero1", "zero2"]
 
 
 class Observer(Protocol):
-    """Is told of the progress of a run, in each of its processes."""
+    """Receives the progress of a run, in each of its processes."""
 
     def measured(self, step: int, values: Mapping[str, float]) -> bool:
         """Called with the values of a step: `loss`, `learning_rate`, …, and `held_out_loss` where it was measured.

@@ -32,7 +32,7 @@ from smollm3_finetune.progress import Silent
 from smollm3_finetune.testing.conformance import Conformance, demand, fail, outcome, plugin_path, skip
 
 VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-MARK = "SMOLLM3_LAUNCHER_TEST"
+MARK = "LAUNCHER_CONFORMANCE"
 PROBE = """
 import json, os, signal, sys, time
 from pathlib import Path

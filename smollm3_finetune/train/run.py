@@ -66,8 +66,8 @@ def train(
     """Train and return the report, which is also written to `report.json`.
 
     Its times count from `began`, on the monotonic clock; by default from now. Raises DataError before weights are read
-    if the rows have no supervised tokens. The run directory is created after the rows are tokenized. The `observer` is
-    told of losses and checkpoints.
+    if the rows have no supervised tokens. The run directory is created after the rows are tokenized. The `observer`
+    receives losses and checkpoints.
     """
     display = KeepsWarnings(display)
     job = prepare(plan, run, display, checkpoint, time.monotonic() if began is None else began, observer)

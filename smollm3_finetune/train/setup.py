@@ -57,7 +57,7 @@ class Job:
     main: bool
     """Whether this is the process that prints and writes files."""
     observer: Observer | None = None
-    """Is told of losses and checkpoints."""
+    """Receives losses and checkpoints."""
 
 
 @dataclass(frozen=True)

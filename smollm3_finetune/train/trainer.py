@@ -53,7 +53,7 @@ class AdaptedTrainer:
     """Whether this process has no rows for the current batch, so that its loss counts nothing (`batching.filler`)."""
     save_times: SaveTimes
     observer: Observer | None = None
-    """Is told of every checkpoint."""
+    """Receives every checkpoint."""
     keep: int
     """The number of checkpoints that are kept."""
     with_best: Callable[[str], str]
