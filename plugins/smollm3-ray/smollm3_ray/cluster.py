@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+import psutil
+
 from smollm3_finetune.api import ConfigError, IncompatibleError, Launch, SmolLM3Error
 from smollm3_ray.errors import first_line
 from smollm3_ray.options import RayOptions
@@ -34,6 +36,8 @@ UNLESS_SET = {
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "3600",  # a trial that is stopped saves its state
 }
+PATIENCE = 5.0
+"""Seconds for the processes of Ray to end by themselves."""
 UNLESS_SET_HERE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """For Ray on this machine, which nobody takes away."""
 
@@ -59,15 +63,34 @@ def connected(options: RayOptions, launch: Launch, *, cpus: int) -> Iterator[Non
         if ray.is_initialized():
             yield
             return
+        before = set(psutil.Process().children())
         with _signal_handlers():
             _start(options, cpus)
+        started = set(psutil.Process().children()) - before
         try:
             with _loggers(logging.INFO if options.logs else logging.CRITICAL):
                 if options.address is None:
                     _check_gpus(options, launch)
                 yield
         finally:
+            left = [p for root in started for p in (root, *_descendants(root))]
             ray.shutdown()
+            _end(left)
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return list(process.children(recursive=True))
+    return []
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """End the processes of Ray on this machine: one that lost the others would try to reach them for a minute."""
+    _, left = psutil.wait_procs(processes, timeout=PATIENCE)
+    for process in left:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(left, timeout=PATIENCE)
 
 
 def _start(options: RayOptions, cpus: int) -> None:

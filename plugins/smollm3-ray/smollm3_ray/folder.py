@@ -58,6 +58,10 @@ class RunFolder:
             return [json.loads(line) for line in (self.path / "measured.jsonl").read_text().splitlines()]
         return []
 
+    def has_begun(self) -> bool:
+        """Whether the process of a trial has started."""
+        return (self.path / "begun").exists()
+
     def has_stepped(self) -> bool:
         """Whether a worker finished a step, after which there is something to save."""
         return (self.path / "stepped").exists()
@@ -80,6 +84,10 @@ class RunFolder:
     def say(self, line: str) -> None:
         with self.output.open("a") as file:
             file.write(line + "\n")
+
+    def begin(self) -> None:
+        """Record that the process of a trial has started."""
+        (self.path / "begun").touch()
 
     def stepped(self) -> None:
         (self.path / "stepped").touch()

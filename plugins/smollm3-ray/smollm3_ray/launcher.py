@@ -44,7 +44,7 @@ class RayLauncher:
             from smollm3_ray.training import make_trainer
 
             _say_what_is_missing(options, launch, progress)
-            fitting = Background(make_trainer(options, launch).fit)
+            fitting = Background(lambda: make_trainer(options, launch).fit())
             _watch(fitting, folder, progress)
             if fitting.error is not None:
                 raise as_one_sentence(fitting.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from smollm3_finetune.api import option
@@ -34,3 +35,9 @@ class RayOptions:
     asha: bool = option(False, "Sweeps: stop trials early with ASHA if their held-out loss is among the worse ones.")
     grace_steps: int = option(100, "With asha: steps before a trial can be stopped.", ge=1, le=10**9)
     reduction_factor: int = option(3, "With asha: about 1 in N trials continues after each rung.", ge=2, le=1000)
+
+
+def storage(options: RayOptions) -> str | None:
+    """The place for copies of checkpoints, as Ray takes it: a URI or an absolute path."""
+    path = options.storage_path
+    return path if path is None or "://" in path else os.path.abspath(os.path.expanduser(path))

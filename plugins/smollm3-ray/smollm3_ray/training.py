@@ -13,15 +13,15 @@ from smollm3_finetune.api import Launch
 from smollm3_ray.cluster import gpus_per_worker
 from smollm3_ray.errors import RunError, what_happened
 from smollm3_ray.folder import RunFolder
-from smollm3_ray.options import RayOptions
+from smollm3_ray.options import RayOptions, storage
 from smollm3_ray.worker import Work, work
 
 
 def make_trainer(options: RayOptions, launch: Launch, *, waits: bool = False) -> TorchTrainer:
     """A trainer whose `fit` executes the run. `waits`: a measurement is followed by a decision about the trial."""
     name = f"{launch.name or launch.run.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    storage = options.storage_path or str(RunFolder(launch.run).path / "storage")
-    links = None if options.storage_path else str(Path(storage) / name)
+    place = storage(options) or str(RunFolder(launch.run).path / "storage")
+    links = None if options.storage_path else str(Path(place) / name)
     gpus = gpus_per_worker(options, launch)
     given = Work(launch=launch, report_every=options.report_every, links=links, waits=waits)
     return TorchTrainer(
@@ -34,7 +34,7 @@ def make_trainer(options: RayOptions, launch: Launch, *, waits: bool = False) ->
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=place,
             failure_config=FailureConfig(max_failures=options.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             callbacks=[Failures(launch.run, options.max_failures)],

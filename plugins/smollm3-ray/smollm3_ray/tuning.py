@@ -22,7 +22,7 @@ from smollm3_ray.cluster import gpus_per_worker
 from smollm3_ray.errors import as_one_sentence
 from smollm3_ray.folder import RunFolder
 from smollm3_ray.launcher import Background
-from smollm3_ray.options import RayOptions
+from smollm3_ray.options import RayOptions, storage
 from smollm3_ray.worker import AGAIN, HELD_OUT, RayObserver, Work, output_to
 
 BESIDE = 0.01
@@ -34,12 +34,10 @@ def run_trials(options: RayOptions, trials: Sequence[Trial], ended: Callable[[st
     folders = {trial.name: RunFolder(trial.launch.run) for trial in trials}
     for folder in folders.values():
         folder.create()
-    stopping = folders[trials[0].name].path / "stop-all"
     over = Over()
     try:
-        tuner = _tuner(options, trials, stopping, over)
-        fitting = Background(tuner.fit)
-        request = _watch(fitting, folders, stopping, over, ended)
+        fitting = Background(lambda: _tuner(options, trials, over).fit())
+        request = _watch(fitting, folders, over, ended)
         if request is not None:
             raise request
         if fitting.error is not None:
@@ -52,7 +50,6 @@ def run_trials(options: RayOptions, trials: Sequence[Trial], ended: Callable[[st
 def _watch(
     fitting: Background,
     folders: Mapping[str, RunFolder],
-    stopping: Path,
     over: Over,
     ended: Callable[[str, str | None], None],
 ) -> KeyboardInterrupt | None:
@@ -65,17 +62,16 @@ def _watch(
             running = fitting.wait(AGAIN)
             for name, problem in over.ends():
                 end = folders[name].end()
-                if end is None and problem is None and running:
-                    continue  # stopped early, and saving its state
                 if name in reported or (request is not None and (end is None or end["stopped"])):
                     continue
                 reported.add(name)
                 ended(name, end["problem"] if end is not None else problem)
+            if request is not None and not any(f.has_begun() and f.end() is None for f in folders.values()):
+                running = False  # trials that were not begun need not start
         except KeyboardInterrupt as stop:
             if request is not None:
                 raise
             request = stop
-            stopping.touch()
             for folder in folders.values():
                 folder.ask_to_stop()
     return request
@@ -97,20 +93,27 @@ class Over(tune.Callback):  # type: ignore[misc]
         return list(self.problems.items())
 
 
-class StopAll(tune.Stopper):  # type: ignore[misc]
-    """Ends the sweep after a request to stop: when a file exists, because Ray Tune pickles this object."""
+class GentleAsha(ASHAScheduler):  # type: ignore[misc]
+    """ASHA, which asks a run to stop instead of ending its process: the run then saves its state."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, runs: Mapping[str, Path], options: RayOptions) -> None:
+        super().__init__(
+            time_attr="step",
+            grace_period=options.grace_steps,
+            reduction_factor=options.reduction_factor,
+            max_t=10**9,  # a trial that is not stopped early ends itself
+        )
+        self.runs = dict(runs)
 
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        if decision != TrialScheduler.STOP:
+            return decision
+        RunFolder(self.runs[trial.config["trial"]]).ask_to_stop()
+        return str(TrialScheduler.CONTINUE)
 
-    def stop_all(self) -> bool:
-        return self.file.exists()
 
-
-def _tuner(options: RayOptions, trials: Sequence[Trial], stopping: Path, over: Over) -> tune.Tuner:
+def _tuner(options: RayOptions, trials: Sequence[Trial], over: Over) -> tune.Tuner:
     first = trials[0].launch
     gpus = gpus_per_worker(options, first)
     resources: dict[str, float] = {"cpu": BESIDE}
@@ -123,30 +126,18 @@ def _tuner(options: RayOptions, trials: Sequence[Trial], stopping: Path, over: O
         tune_config=tune.TuneConfig(
             metric=HELD_OUT,
             mode="min",
-            scheduler=_scheduler(options),
+            scheduler=GentleAsha({t.name: t.launch.run for t in trials}, options) if options.asha else FIFOScheduler(),
             max_concurrent_trials=_concurrent(options, gpus),
             trial_dirname_creator=lambda trial: str(trial.config["trial"]),
         ),
         run_config=tune.RunConfig(
             name="sweep",
-            storage_path=options.storage_path or str(RunFolder(first.run).path / "tune"),
+            storage_path=storage(options) or str(RunFolder(first.run).path / "tune"),
             failure_config=tune.FailureConfig(max_failures=options.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a run has its own
             callbacks=[over],
-            stop=StopAll(stopping),
             verbose=1 if options.logs else 0,
         ),
-    )
-
-
-def _scheduler(options: RayOptions) -> TrialScheduler:
-    if not options.asha:
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr="step",
-        grace_period=options.grace_steps,
-        reduction_factor=options.reduction_factor,
-        max_t=10**9,  # a trial that is not stopped early ends itself
     )
 
 
@@ -167,11 +158,15 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], trials: Mapping[str, Trial], options: RayOptions) -> None:
         self.trial, self.options = trials[config["trial"]], options
         self.folder = RunFolder(self.trial.launch.run)
+        self.folder.begin()
         self.seen = len(self.folder.measurements())  # of a process that died
         self.last: dict[str, Any] = {}
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def step(self) -> dict[str, Any]:
+        if self.thread.ident is None and self.folder.stop_asked():
+            self.folder.ended(stopped=True)
+            return {"done": True}
         if self.thread.ident is None:
             self.thread.start()
         else:

@@ -12,7 +12,7 @@ import smollm3_ray
 from smollm3_ray.cluster import _environment, _output_of_threads
 from smollm3_ray.errors import RunError, as_one_sentence, portable, what_happened
 from smollm3_ray.launcher import Background, RayLauncher
-from smollm3_ray.options import RayOptions
+from smollm3_ray.options import RayOptions, storage
 
 from smollm3_finetune.api import ConfigError, DataError, Env, Launch, SmolLM3Error
 
@@ -126,6 +126,13 @@ def test_the_descriptor_imports_no_ray_and_no_torch() -> None:
     code = f"import sys, smollm3_ray, smollm3_ray.options\nprint({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_directory_for_checkpoints_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert storage(RayOptions()) is None
+    assert storage(RayOptions(storage_path="s3://bucket/path")) == "s3://bucket/path"
+    assert storage(RayOptions(storage_path="copies")) == str(tmp_path / "copies")
 
 
 WITHOUT_RAY = """
