@@ -44,7 +44,7 @@ class PlannedLinear(nn.Module):  # type: ignore[misc]
         self.register_parameter("bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         y: Tensor = _Allocates.apply(x, self.out_features, self.about.transient)
         return y if self.bias is None else y + self.bias.to(y.dtype)
