@@ -141,7 +141,8 @@ class Estimator:
             most = max(self._slack(built, optimizer, step, moment.total, MOST), parts["slack"])
         peak = sum(parts.values())
         if self.device == "cpu":
-            low, high = peak - parts["slack"], peak - parts["slack"] + most
+            own = parts["process"]  # libraries that are imported before or while the run is measured
+            low, high = peak - parts["slack"] - own, peak - parts["slack"] + most + own
         else:
             low, high = int(peak * 0.85), int(peak * 1.15)
         return MemoryPlan(

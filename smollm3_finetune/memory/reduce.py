@@ -54,7 +54,8 @@ def reduce_layers(model: PreTrainedModel, *, whole: bool = False) -> Reduced:
     """Drop layers from a model without weights; changes `model`. With `whole`, all layers are kept and counted."""
     from torch import nn
 
-    stacks, counts = [], {}
+    stacks: list[Stack] = []
+    counts: dict[str, int] = {}
     found = list(_lists(model))
     whole = whole or len(found) != 1  # the layers of several lists may alternate
     for name, layers in found:

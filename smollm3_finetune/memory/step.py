@@ -61,7 +61,7 @@ def trace_step(built: Built, plan: Plan, length: int, batch: int, round_up: Call
         flat = _flat(stack, plan, base)
         supervised = train.logits == "supervised" and stack.enter_context(supervised_logits_planned(base))
         if train.gradient_checkpointing:
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _recompute(base, True)
         stack.enter_context(recorder.hooks())
         stack.enter_context(autocast(context.device, context.dtype))
         inputs = _flat_batch(length, batch, device) if flat else _padded_batch(length, batch, device)
@@ -79,12 +79,21 @@ def trace_step(built: Built, plan: Plan, length: int, batch: int, round_up: Call
         finally:
             recorder.trace.finish()
             if train.gradient_checkpointing:
-                base.gradient_checkpointing_disable()
+                _recompute(base, False)
     accumulates = train.gradient_accumulation > 1
     moment = recorder.composed(accumulates)
     for parameter in model.parameters():
         parameter.grad = None
     return Step(moment=moment, padded=not flat, supervised=supervised, segments=recorder.trace.segments)
+
+
+def _recompute(base: Any, enabled: bool) -> None:
+    """Switch gradient checkpointing; transformers 5 renamed it."""
+    name = "activation" if hasattr(base, "activation_checkpointing_enable") else "gradient"
+    if enabled:
+        getattr(base, f"{name}_checkpointing_enable")(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
+    else:
+        getattr(base, f"{name}_checkpointing_disable")()
 
 
 def _flat(stack: contextlib.ExitStack, plan: Plan, base: Any) -> bool:

@@ -27,9 +27,13 @@ if TYPE_CHECKING:
 
 
 def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
+    from smollm3_finetune.memory.estimate import estimate
+    from smollm3_finetune.memory.line import memory_line
+
     about = planned.summary()
+    memory = estimate(planned.plan, planned.registry)
     if as_json:
-        return json.dumps(about, ensure_ascii=False)
+        return json.dumps({**about, "memory": memory.as_json()}, ensure_ascii=False)
     rows, dropout = about["rows"], described(about["base_dropout"])
     left_out = f", {rows['undesirable']} left out (false label)" if rows["undesirable"] else ""
     left_out += f"\n# {lacking(rows['missing'])}" if rows["missing"] else ""
@@ -42,6 +46,7 @@ def shown_plan(planned: PlannedRun, *, as_json: bool) -> str:
         + (f"# {one_line(about['reference_line'])}\n" if about["reference_line"] else "")
         + (f"# dropout of the base: {dropout}\n" if dropout else "")
         + "".join(f"# {line}\n" for line in about["left_alone"])
+        + f"# {one_line(memory_line(memory))}\n"
         + "# dry run: no weights were loaded and no files were written\n"
     )
     head += "".join(f"# warning: {one_line(w)}\n" for t in about["rows"]["turns"].values() for w in t["warnings"])
