@@ -46,6 +46,13 @@ FIRST, FIRST_SEED = 46, 1
 """The configurations that were measured while the planner was built."""
 MOST_LATER = 2048
 """The most tokens of a batch of the configurations that are added later."""
+PREDICTS = "predictions"
+IMPORTED = (
+    "smollm3_finetune.memory.estimate", "smollm3_finetune.memory.step", "smollm3_finetune.memory.reduce",
+    "smollm3_finetune.memory.quantized", "torch._subclasses.fake_tensor", "peft",
+    "transformers.models.smollm3.modeling_smollm3", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+"""Modules that predictions import, imported once."""
 EVERY = 0.01
 """Seconds between samples."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -190,7 +197,9 @@ def measured(machine: Machine, cell: Cell) -> dict[str, Any]:
 
 def predicted(machine: Machine, cell: Cell) -> dict[str, Any]:
     """The prediction for one configuration."""
-    machine.start("any")
+    if machine.quant != PREDICTS:
+        machine.start(PREDICTS)
+        machine.send({"import": IMPORTED})
     found = [event for event in machine.ask("predict", cell) if "peak" in event]
     return {name: value for name, value in found[0].items() if name != "time"}
 

@@ -44,9 +44,8 @@ class PlannedLinear(nn.Module):  # type: ignore[misc]
         self.register_parameter("bias", linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
-        if device != "meta" and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(device))
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         y: Tensor = _Allocates.apply(x, self.out_features, self.about.transient)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
