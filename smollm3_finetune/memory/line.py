@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def memory_line(found: MemoryPlan) -> str:
-    """`memory: 1.9 GB (1.5 to 2.4 GB) for batches of 8 rows of 1024 tokens`, or why it is unknown."""
+    """`memory: 2.4 GB (1.5 GB to 2.8 GB) for batches of 2 rows of 512 tokens`, or why it is unknown."""
     if not found.known:
         return f"memory: unknown, because {found.unknown[0]}"
     each = " on each device" if found.processes > 1 else ""
