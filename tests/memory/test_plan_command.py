@@ -127,6 +127,9 @@ def test_finished_runs_correct_the_prediction(cli: Cli, tmp_path: Path) -> None:
     file.write_text(json.dumps(record.as_json()) + "\n")
     text = cli(*args).stdout
     assert "corrected by +10.0% by the measured memory of 1 finished run on this machine" in text
+    file.write_text(json.dumps({**record.as_json(), "measured": 450 * MB}) + "\n")
+    assert "correction    -51.0 MB" in cli(*args).stdout
+    file.write_text(json.dumps(record.as_json()) + "\n")
     corrected = cli(*args, "--json").report()["memory"]
     assert corrected["peak"] == round(510_240_000 * 1.1)
     assert corrected["correction"] == {"runs": 1, "factor": 1.1, "same_settings": 0, "measured": None}
