@@ -30,6 +30,7 @@ nox -s data_memory  memory and time of the data path, up to a million rows
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -89,6 +90,9 @@ def tests(session: nox.Session) -> None:
     """Core's tests and every plugin's, a file in one process. Arguments go to pytest: `nox -s tests -- -k contract`."""
     workers = ("-n", str(min(os.cpu_count() or 1, 8)), "--dist", "loadfile", "--no-loadscope-reorder")
     short = ("-m", "not long")
+    if importlib.util.find_spec("ray") is None:  # the plugin names it, but does not require it
+        pip = (sys.executable, "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"))
+        session.run(*pip, "ray[train,tune]>=2.60")
     session.run(sys.executable, "-m", "pytest", *short, *workers, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
