@@ -7,9 +7,9 @@ Trains SmolLM2-135M (see real_model.py) on rows of `alpaca_en_demo.json` in $SMO
 format: plainly, once for all formats, and with `--ship-as`. The base is not quantized. Both runs are shipped in the
 format: by `merge --requantize`, `export`, or, for quantizers that write no checkpoint, by loading the merged model. The
 retained share is (base − shipped) / (base − adapter) of the loss of held-out rows, where the base and the adapter are
-those of the plain run, with a 95 % bootstrap interval over rows: what the format costs the base counts as a loss. A run
-with `--ship-as` is also compared bit for bit: `merge` and `export` refuse a result whose weights are not those that
-training computed with, and state the number of layers compared.
+those of the plain run, with a 95 % bootstrap interval over rows: what the format costs the base counts as a loss, and
+is also stated alone. A run with `--ship-as` is also compared bit for bit: `merge` and `export` refuse a result whose
+weights are not those that training computed with, and state the number of layers compared.
 
 Each cell is a file in results/shipping/. A cell that has one is not measured again. `--times` measures the time of a
 step beside a plain one instead, and `--write` renews the figures in docs/shipping.md.
@@ -52,6 +52,7 @@ def cell(setting: Setting, target: Target, title: str, adapter: str) -> dict[str
         **setting.job(),
         "without": retained(base, learned, without).as_json(),
         "with": retained(base, learned, with_it).as_json(),
+        "base_in_format": setting.base_losses(target, title).loss.mean,
         "bit_for_bit": compared(report),
     }
 
@@ -78,8 +79,9 @@ def dense(work: Path, ref: str | None) -> str:
 def table(cells: Mapping[tuple[str, str], Mapping[str, Any]], times: Mapping[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| format | adapter | kept without `ship_as` | kept with it | layers equal bit for bit | step time |",
-        "|---|---|---|---|---|---|",
+        "| format | adapter | base | base in the format | trained | shipped without `ship_as` | with it "
+        "| kept without `ship_as` | kept with it | layers equal bit for bit | step time |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for title in TARGETS:
         for adapter in ADAPTERS:
@@ -89,7 +91,11 @@ def table(cells: Mapping[tuple[str, str], Mapping[str, Any]], times: Mapping[str
             layers = (found["bit_for_bit"] or {}).get("layers", "–")
             time = "–" if ratio is None else f"{ratio['ratio_cpu']:.2f} ×"
             shares = f"{_share(found['without'])} | {_share(found['with'])}"
-            lines.append(f"| {title} | {adapter} | {shares} | {layers} | {time} |")
+            without, with_it = found["without"], found["with"]
+            all_losses = (without["base"], found.get("base_in_format"), without["adapter"], without["shipped"],
+                          with_it["shipped"])  # fmt: skip
+            losses = " | ".join("–" if loss is None else f"{loss:.3f}" for loss in all_losses)
+            lines.append(f"| {title} | {adapter} | {losses} | {shares} | {layers} | {time} |")
     settings = sorted({(c["steps"], c["batch"], c["length"]) for c in cells.values()})
     shown = "; ".join(f"{s} steps of {b} rows of up to {n} tokens" for s, b, n in settings)
     rows = sorted({c["with"]["rows"] for c in cells.values()})

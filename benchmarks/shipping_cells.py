@@ -123,6 +123,17 @@ class Setting:
 
         return self._once("base", base), self._once(name, lambda: self._measured(loaded()))
 
+    def base_losses(self, target: Target, title: str) -> RowLosses:
+        """The losses of the model in the format, without training."""
+        name, out = f"base-as-{title}", self.work / f"base-as-{title}"
+        options = [(k, str(v)) for k, v in target.options.items()]
+        if not target.exporter:  # what a checkpoint dequantizes to is what loading dequantizes to
+            return self.losses(name, self.model, quant={"name": target.name, **target.options})
+        if not out.exists():
+            flags = [a for k, v in options for a in ("--to-opt", f"{k}={v}")]
+            command("export", self.model, "--to", target.name, *flags, "--output", out, "--json")
+        return self.losses(name, sorted(out.glob("*.gguf"))[0])
+
     def losses(self, name: str, ref: str | Path, **how: Any) -> RowLosses:
         """The loss of each held-out row, of a model that `load_model` loads; measured only once."""
         return self._once(name, lambda: self._measured(load_model(ref, device="cpu", dtype="float32", **how)))
