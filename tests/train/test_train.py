@@ -32,7 +32,7 @@ def metrics(run: str | Path) -> list[dict[str, Any]]:
 def test_a_run_writes_the_documented_files(cli: Cli) -> None:
     report = cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json").report()
     assert sorted(p.name for p in Path("out").iterdir()) == [
-        "adapter", "before.json", "checkpoints", "data.json", "metrics.jsonl", "origins.json", "report.html",
+        "adapter", "after.json", "before.json", "checkpoints", "data.json", "metrics.jsonl", "origins.json", "report.html",
         "report.json", "run.yaml", "trained.json", "versions.json",
     ]  # fmt: skip
     rows = metrics("out")
