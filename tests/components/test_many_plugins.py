@@ -70,7 +70,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return found
 
 
-LISTING = ("train", "export")
+LISTING = ("train", "export", "plan")
 """Commands whose help lists installed components."""
 SILENT = [["--help"], ["--version"], *([command, "--help"] for command in COMMANDS if command not in LISTING)]
 

@@ -148,7 +148,7 @@ def test_evaluating_claims_imports_no_formatter() -> None:
 
     code = (
         "import sys, smollm3_finetune.builtin\n"
-        "print(sorted(m for m in sys.modules if m.startswith('smollm3_finetune.builtin.')))"
+        "print(sorted(m for m in sys.modules if m.startswith('smollm3_finetune.builtin.formatters')))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(

@@ -256,5 +256,5 @@ def test_commands_name_the_columns_that_are_not_read_by_source(cli: Cli, isolate
         out = cli("data", command, *data).stdout
         assert out.count("not read") == out.count("  not read  id (4 of 4 rows)\n") == 1
     planned = cli("train", "--dry-run", "--adapter", "full", *data)
-    assert "# a.jsonl: not read: id (4 of 4 rows)\n# dry run" in planned.stdout
+    assert "# a.jsonl: not read: id (4 of 4 rows)\n# memory" in planned.stdout
     assert "\n  ignore_columns:" in planned.stdout
