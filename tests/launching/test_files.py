@@ -43,7 +43,7 @@ def test_a_handover_is_read_as_it_was_written(tmp_path: Path) -> None:
         Setting(key=("data", "path"), value=[{"path": "a b.jsonl", "weight": 0.5}, "c"], origin="run.yaml:4"),
         Setting(key=("quant", "bits"), value=None, origin="run.yaml:9", given=False),
     )
-    written = Handover(settings=settings, resume=True, plugins=("mine.py", "no:gguf"), pipeline={"stage": "sft"},
+    written = Handover(settings=settings, resume=True, plugins=("mine.py", "no:gguf"), part_of={"stage": "sft"},
                        directory="/here", run="runs/x", quiet=True)  # fmt: skip
     written.write(run)
     assert Handover.read(run) == written
