@@ -43,7 +43,7 @@ def test_a_handover_is_read_as_it_was_written(tmp_path: Path) -> None:
         Setting(key=("data", "path"), value=[{"path": "a b.jsonl", "weight": 0.5}, "c"], origin="run.yaml:4"),
         Setting(key=("quant", "bits"), value=None, origin="run.yaml:9", given=False),
     )
-    written = Handover(settings=settings, resume=True, plugins=("mine.py", "no:gguf"), pipeline={"stage": "sft"},
+    written = Handover(settings=settings, resume=True, plugins=("mine.py", "no:gguf"), part_of={"stage": "sft"},
                        directory="/here", run="runs/x", quiet=True)  # fmt: skip
     written.write(run)
     assert Handover.read(run) == written
@@ -85,6 +85,8 @@ def test_the_first_failure_is_found_in_the_report_of_torch() -> None:
     assert explain_torch(REPORT) == "process 5 was killed by SIGKILL"
     assert explain_torch(REPORT.replace("-9 (", "3 (")) == "process 5 ended with exit code 3"
     assert explain_torch("RendezvousTimeoutError") == "the machines of the run did not meet in time"
+    taken = "torch.distributed.DistNetworkError: The server socket has failed to listen: EADDRINUSE, port: 29500"
+    assert explain_torch(taken) == "another program uses the port where the processes of the run meet"
     assert explain_torch("Traceback …\nValueError: x") is None
 
 
