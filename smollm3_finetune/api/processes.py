@@ -161,6 +161,7 @@ def _failure(argv: Sequence[str], code: int, lines: Sequence[str], explain: Call
 
 
 FIRST = re.compile(r"Root Cause.*?rank\s*: (?P<rank>\d+)[^\n]*\n[^\n]*exitcode\s*: (?P<code>-?\d+)", re.DOTALL)
+PORT_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 NOT_MET = re.compile(r"Rendezvous(Timeout|Connection|Closed)Error|DistNetworkError|TCPStore.*timed out", re.IGNORECASE)
 
 
@@ -171,6 +172,8 @@ def explain_torch(text: str) -> str | None:
         if code < 0:
             return f"process {found['rank']} was killed by {_signal(-code)}"
         return f"process {found['rank']} ended with exit code {code}"
+    if PORT_TAKEN.search(text):
+        return "another program uses the port where the processes of the run meet"
     return "the machines of the run did not meet in time" if NOT_MET.search(text) else None
 
 

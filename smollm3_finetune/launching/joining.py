@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from smollm3_finetune.api import Launcher, Progress
+from smollm3_finetune.api import Launcher, Progress, Purpose
 from smollm3_finetune.components.kinds import LAUNCHER
+from smollm3_finetune.components.negotiation import environment
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.config.load import Setting, assemble, file_settings
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.launching.handover import launch_of
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.train.launcher import joins, select_launcher
+from smollm3_finetune.train.launcher import check_launcher_options, joins, select_launcher
 from smollm3_finetune.train.start import AUTO
 
 
@@ -29,7 +30,7 @@ def join(
 ) -> bool:
     """Start this machine's processes and wait for their end; False if the options do not say that it joins a run.
 
-    Nothing is planned or written here. Raises what the launcher raises.
+    Nothing is planned or written here. Raises what the launcher and its check raise.
     """
     if not any(s.key[0] == LAUNCHER.section for s in settings) and config_file is None:
         return False
@@ -47,9 +48,10 @@ def join(
             f"{launcher.component.title} joins a run that another machine plans, whose directory must be named",
             hint="--output DIR, the same as on machine 0 and on a file system that both machines share",
         )
+    device = "cuda" if loaded.config.device == "auto" else loaded.config.device
+    check_launcher_options(launcher, environment(device, Purpose.TRAIN))
     made: Launcher = launcher.create()
-    device = loaded.config.device
-    launch = launch_of(RunDir(user_path(output, "--output")), "cuda" if device == "auto" else device)
+    launch = launch_of(RunDir(user_path(output, "--output")), device)
     with attributed_to(launcher.component, "launch()"):
         if dry_run:
             progress.say(made.describe(launch))

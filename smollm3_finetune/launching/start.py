@@ -16,6 +16,7 @@ from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import json_object, write_json
 from smollm3_finetune.launching.ended import forget_ended, read_ended
 from smollm3_finetune.launching.handover import Handover, launch_of
+from smollm3_finetune.runs.failure import written
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.display import Display
 from smollm3_finetune.train.setup import check
@@ -76,7 +77,7 @@ def launched_report(
 ) -> dict[str, Any] | Submitted:
     """Start the processes of a run that was handed over, and wait for its end; see `carry_out`."""
     run, component = planned.run, planned.plan.launcher.component
-    before = _written(run)
+    before = written(run.report)
     try:
         with attributed_to(component, "launch()"):
             submitted = launcher.launch(launch, progress)
@@ -93,7 +94,7 @@ def launched_report(
         asked.message, asked.hint = ended[0].message, ended[0].hint
         forget_ended(run)
         raise asked
-    if _written(run) in (None, before):
+    if written(run.report) in (None, before):
         raise _failure(run, SmolLM3Error(f"{component.title} ended the run before its last step"))
     forget_ended(run)
     return json_object(run.report)
@@ -165,11 +166,3 @@ def _alone_in(run: RunDir) -> Iterator[bool]:
         except (ConfigError, OSError):
             alone = False
         yield alone
-
-
-def _written(run: RunDir) -> tuple[int, int] | None:
-    """What changes when the report is replaced; None if there is none."""
-    with contextlib.suppress(OSError):
-        found = run.report.stat()
-        return found.st_ino, found.st_mtime_ns
-    return None

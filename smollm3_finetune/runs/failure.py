@@ -20,14 +20,14 @@ def recorded_failure(run: RunDir, say: Callable[[str], None]) -> Iterator[None]:
     A request to stop is not an error, nor what a library made of one. A finished run stays as it is until it takes
     another step, which deletes its report: an error before that is only passed on. The caller holds the directory.
     """
-    finished = _written(run.report)
+    finished = written(run.report)
     if finished is None:
         with contextlib.suppress(OSError):
             run.error.unlink(missing_ok=True)
     try:
         yield
     except Exception as e:
-        if finished is not None and _written(run.report) == finished:
+        if finished is not None and written(run.report) == finished:
             say(f"the run {run.path} has taken no new step: its adapter and its report are unchanged")
         elif isinstance(e, WriteError) or stopping.delivered() is None:
             with contextlib.suppress(OSError, ValueError):  # the error that ended the run is reported, not this one
@@ -43,7 +43,7 @@ def failure_of(run: RunDir) -> dict[str, str] | None:
     return {k: str(v) for k, v in error.items() if k in ("message", "hint") and v is not None}
 
 
-def _written(file: Path) -> tuple[int, int] | None:
+def written(file: Path) -> tuple[int, int] | None:
     """What changes when a file is replaced; None if it does not exist."""
     with contextlib.suppress(OSError):
         found = file.stat()

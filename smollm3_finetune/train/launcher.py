@@ -39,7 +39,7 @@ def planned_layout(launcher: SelectedComponent, *, launches: bool) -> Layout:
         raise ConfigError(
             f"{LAUNCHER.flag} {launcher.spec.name} cannot be used here: another launcher started this process "
             f"(WORLD_SIZE={os.environ['WORLD_SIZE']})",
-            hint=f"omit {LAUNCHER.flag}, or start the command without the other launcher",
+            hint=f"{LAUNCHER.flag} {DEFAULT_LAUNCHER}, or start the command without the other launcher",
         )
     with attributed_to(launcher.component, "processes() or sharding()"):
         return launcher.component.waited(lambda: of_launcher(launcher.spec, launcher.options), "processes")

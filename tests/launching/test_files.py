@@ -85,6 +85,8 @@ def test_the_first_failure_is_found_in_the_report_of_torch() -> None:
     assert explain_torch(REPORT) == "process 5 was killed by SIGKILL"
     assert explain_torch(REPORT.replace("-9 (", "3 (")) == "process 5 ended with exit code 3"
     assert explain_torch("RendezvousTimeoutError") == "the machines of the run did not meet in time"
+    taken = "torch.distributed.DistNetworkError: The server socket has failed to listen: EADDRINUSE, port: 29500"
+    assert explain_torch(taken) == "another program uses the port where the processes of the run meet"
     assert explain_torch("Traceback …\nValueError: x") is None
 
 

@@ -152,6 +152,14 @@ def test_the_other_machine_shows_its_command_and_plans_nothing(cli: Cli) -> None
     assert "whose directory must be named" in nowhere.stderr
 
 
+def test_the_other_machine_checks_its_options(cli: Cli) -> None:
+    """Without a place to meet, its processes would be a run of their own in the directory of machine 0."""
+    alone = ("--launcher-opt", "nodes=2", "--launcher-opt", "node_rank=1", "--launcher-opt", "processes=8")
+    result = cli(*RUN, "--launcher", "torchrun", *alone, "--output", "run", "--dry-run")
+    assert result.code == 2, result.stderr
+    assert "needs the place where 2 machines meet" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message", "hint"),
     [

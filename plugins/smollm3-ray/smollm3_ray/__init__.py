@@ -33,6 +33,11 @@ def check_options(options: RayOptions, env: Env) -> None:
         )
 
 
+def device(options: RayOptions) -> str | None:
+    """On a cluster with GPUs, the machine that starts the run may have none."""
+    return "cuda" if options.address is not None and options.gpus_per_worker else None
+
+
 @hookimpl
 def smollm3_launchers() -> list[LauncherSpec]:
     return [
@@ -43,6 +48,7 @@ def smollm3_launchers() -> list[LauncherSpec]:
             options="smollm3_ray.options:RayOptions",
             requires=Requires(distributions=("ray[train,tune]>=2.60", "pyarrow>=17", "pandas")),
             processes=lambda options: options.workers if options.min_workers is None else None,
+            device=device,
             sweeps=True,
             check=check_options,
             api=2,

@@ -29,7 +29,6 @@ class RunFolder:
         self.remove()
         self.path.mkdir(parents=True)
         self.output.touch()
-        self._ask({"stop": False, "answered": 0})
 
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -37,11 +36,13 @@ class RunFolder:
     # the launching process, or the process of a trial
 
     def ask_to_stop(self) -> None:
-        self._ask(self._asked() | {"stop": True})
+        """Kept apart from the answers, which other processes write at the same time."""
+        with contextlib.suppress(FileNotFoundError):  # of a launch that has ended
+            (self.path / "stop").touch()
 
     def answer(self, measurements: int) -> None:
         """Let the worker continue, which waits after its measurement number `measurements`."""
-        self._ask(self._asked() | {"answered": measurements})
+        self._write("answered.json", {"answered": measurements})
 
     def new_lines(self) -> list[str]:
         """The lines of `output` that were not returned yet."""
@@ -55,7 +56,8 @@ class RunFolder:
     def measurements(self) -> list[dict[str, float]]:
         """The held-out losses so far, each with its step."""
         with contextlib.suppress(FileNotFoundError):
-            return [json.loads(line) for line in (self.path / "measured.jsonl").read_text().splitlines()]
+            whole, _, _ = (self.path / "measured.jsonl").read_text().rpartition("\n")  # the last line may be unfinished
+            return [json.loads(line) for line in whole.splitlines()]
         return []
 
     def has_begun(self) -> bool:
@@ -76,10 +78,12 @@ class RunFolder:
     # the workers
 
     def stop_asked(self) -> bool:
-        return bool(self._asked().get("stop"))
+        return (self.path / "stop").exists()
 
     def answered(self) -> int:
-        return int(self._asked().get("answered", 0))
+        with contextlib.suppress(FileNotFoundError):
+            return int(json.loads((self.path / "answered.json").read_text())["answered"])
+        return 0
 
     def say(self, line: str) -> None:
         with self.output.open("a") as file:
@@ -103,15 +107,6 @@ class RunFolder:
         self._write("end.json", {"stopped": stopped, "problem": problem})
 
     # both
-
-    def _asked(self) -> dict[str, Any]:
-        with contextlib.suppress(FileNotFoundError):
-            found: dict[str, Any] = json.loads((self.path / "asked.json").read_text())
-            return found
-        return {}
-
-    def _ask(self, asked: Mapping[str, Any]) -> None:
-        self._write("asked.json", asked)
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a file whole, so that nobody reads a part of it."""

@@ -73,3 +73,12 @@ def test_an_answer_keeps_a_request_to_stop(tmp_path: Path) -> None:
         folder.answer(2)
         assert folder.stop_asked()
         assert folder.answered() == 2
+
+
+def test_an_unfinished_line_is_read_later(tmp_path: Path) -> None:
+    with run_folder(tmp_path) as folder:
+        assert folder.measured(1, {HELD_OUT: 2.0}) == 1
+        with (folder.path / "measured.jsonl").open("a") as file:
+            file.write('{"step": 2, "held')
+            file.flush()
+            assert folder.measurements() == [{"step": 1, HELD_OUT: 2.0}]

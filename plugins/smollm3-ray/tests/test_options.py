@@ -50,6 +50,12 @@ def test_other_options_are_accepted(options: dict[str, Any], device: str) -> Non
     SPEC.check(RayOptions(**options), Env(device=device))
 
 
+def test_a_run_on_the_gpus_of_a_cluster_is_planned_for_them() -> None:
+    assert SPEC.device(RayOptions(address="auto", gpus_per_worker=1)) == "cuda"
+    assert SPEC.device(RayOptions(address="auto")) is None
+    assert SPEC.device(RayOptions(gpus_per_worker=1)) is None
+
+
 def test_the_description_names_workers_device_and_command() -> None:
     text = RayLauncher(RayOptions(workers=2, min_workers=1, storage_path="s3://bucket/runs")).describe(LAUNCH)
     assert "1 to 2 workers of 1 CPU" in text

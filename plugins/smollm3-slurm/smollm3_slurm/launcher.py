@@ -16,6 +16,8 @@ from smollm3_slurm.script import job_script
 FILES = "launcher"
 """The directory of a run that is the launcher's."""
 SCRIPT, JOB, STOPPED = "job.sh", "slurm-job", "stopped"
+ATTEMPTS = 30
+"""With `wait`: how often in succession squeue may fail, for example while Slurm's controller restarts."""
 
 
 class Slurm:
@@ -57,10 +59,22 @@ class Slurm:
         return self._follow(job, launch, progress)
 
     def _follow(self, job: Job, launch: Launch, progress: Progress) -> Submitted | None:
-        """Show the output of the job until it ends. Raises SmolLM3Error if the run did not finish."""
-        output, state = _Output(log_of(launch, job)), None
+        """Show the output of the job until it ends. Raises SmolLM3Error if the run did not finish.
+
+        It does not raise while the job may still wait or run: core would delete a run that has not begun.
+        """
+        output, state, failures = _Output(log_of(launch, job)), None, 0
         try:
-            while (now := job.state()) is not None and now not in ENDED:
+            while True:
+                try:
+                    now, failures = job.state(), 0
+                except SmolLM3Error as e:
+                    failures += 1
+                    if failures == ATTEMPTS:
+                        return Submitted(says=f"job {job.number} may continue: {e.message}", hint=job.command("squeue"))
+                    now = state or "PENDING"
+                if now is None or now in ENDED:
+                    break
                 if now != state:
                     state = now
                     progress.say(f"job {job.number} is {state.lower().replace('_', ' ')}")

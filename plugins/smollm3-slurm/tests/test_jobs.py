@@ -173,6 +173,18 @@ def test_the_output_of_a_job_is_followed_to_its_end(cluster: Any, tmp_path: Path
     assert failed.value.hint == f"read its output: less '{tmp_path}/b c/launcher/job-4712.log'"
 
 
+def test_a_job_whose_state_is_unknown_is_left_alone(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error would say that the run has failed, and its directory would be deleted under a job in the queue."""
+    monkeypatch.setattr("smollm3_slurm.launcher.ATTEMPTS", 2)
+    monkeypatch.setenv("SLURM_STAND_IN_DOWN", "1")
+    found = submitted(launch_of(tmp_path / "run", "ends"), wait=True, interval=0.1)
+    assert found is not None and found.hint == "squeue -j 4711"
+    assert found.says.startswith("job 4711 may continue: squeue does not say whether job 4711 has ended: Unable to")
+    assert cluster.ended() == "COMPLETED"
+
+
 def test_what_sbatch_refuses_is_named(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(SmolLM3Error) as refused:
         submitted(launch_of(tmp_path / "run"), partition="none")
