@@ -284,8 +284,13 @@ class LauncherConformance(Conformance):
 
 @contextlib.contextmanager
 def _interrupted_after(run: Path, processes: int) -> Iterator[None]:
-    """Inside the context, this process is interrupted once, when all processes of the run have started."""
+    """Inside the context, this process is interrupted once, when all processes of the run have started.
+
+    A shell starts its background jobs with SIGINT ignored, and so are the tests in one of them: the default handler is
+    installed meanwhile.
+    """
     done = threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt() -> None:
         deadline = time.monotonic() + PATIENCE
@@ -302,6 +307,7 @@ def _interrupted_after(run: Path, processes: int) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def runs(pid: int) -> bool:
