@@ -95,13 +95,12 @@ def test_an_adapter_that_was_trained_before_does_not_start_as_the_base(
     assert (planned.kind, planned.exchanged) == ("start", exchanged)
 
 
-def test_sharded_weights_are_not_exchanged(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+def test_sharded_weights_are_not_exchanged(registry: Registry) -> None:
     about = (registry, chosen(registry), model_of(registry))
-    assert not plan_reference(*about, TrainConfig(), continues=False).exchanged
-    assert plan_reference(*about, TrainConfig(reference="once"), continues=True).exchanged
+    assert not plan_reference(*about, TrainConfig(), continues=False, shares=True).exchanged
+    assert plan_reference(*about, TrainConfig(reference="once"), continues=True, shares=True).exchanged
     with pytest.raises(IncompatibleError, match="cannot be exchanged in each step if the processes share") as refused:
-        plan_reference(*about, TrainConfig(), continues=True)
+        plan_reference(*about, TrainConfig(), continues=True, shares=True)
     assert refused.value.hint == "--set train.reference=once"
 
 
