@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.testing.commands import Result
-
 pytestmark = pytest.mark.plugins
 TRAIN = (
     *("train", "--adapter", "full", "--max-length", "64", "--set", "train.sample_tokens=1", "--device", "cpu"),
@@ -39,7 +37,7 @@ def steps_of(run: str) -> list[dict[str, Any]]:
 
 @pytest.mark.long
 def test_a_run_that_is_stopped_in_the_middle_is_requeued_and_continues(
-    cluster: Any, here: Path, cli: Callable[..., Result]
+    cluster: Any, here: Path, cli: Callable[..., Any]
 ) -> None:
     whole = cli(*TRAIN, "--batch-size", "4", "--max-steps", str(STEPS), "--output", "whole")
     assert whole.code == 0, whole.stderr
@@ -67,7 +65,7 @@ def test_a_run_that_is_stopped_in_the_middle_is_requeued_and_continues(
 
 
 def test_dry_run_shows_the_script_where_slurm_is_missing(
-    here: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    here: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is planned for the GPUs of the cluster, although this machine has none; nothing is written."""
     monkeypatch.setenv("PATH", str(here))
@@ -85,7 +83,7 @@ def test_dry_run_shows_the_script_where_slurm_is_missing(
 
 
 def test_a_run_that_waits_in_the_queue_is_not_submitted_again(
-    cluster: Any, here: Path, cli: Callable[..., Result]
+    cluster: Any, here: Path, cli: Callable[..., Any]
 ) -> None:
     """The same command again; and after the job was canceled before it began."""
 
