@@ -236,6 +236,23 @@ def test_the_layers_of_a_quantized_checkpoint_keep_its_options(tmp_path: Path, n
     assert build(run.plan).held.quantized == pytest.approx(weights // 2 + scales, rel=0.03)
 
 
+def test_the_memory_does_not_depend_on_how_many_pieces_of_logits_are_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from smollm3_finetune.batching import head
+
+    run = planned(tmp_path, **{"adapter.name": "lora"})
+    found = []
+    for most in (4, 10_000):
+        monkeypatch.setattr(head, "PLANNED_PIECES", most)
+        found.append(Estimator(run.plan, run.registry)(length=2048, batch=24))
+    few, every = found
+    assert few.low == every.low
+    assert few.parts["logits"] == every.parts["logits"]
+    assert few.high == pytest.approx(every.high, rel=0.03)
+    assert few.low < few.peak < few.high
+
+
 def test_a_prediction_that_fails_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(plan: Any) -> None:
         raise AssertionError("a bug")
