@@ -8,7 +8,7 @@ measurement shows that the logits are not exactly that module's output, nothing 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,9 @@ LOGIT_BYTES = 2**28
 """The largest size of the logits of one piece."""
 CPU_LOGIT_BYTES = 2**26
 """The same on a CPU, where smaller pieces are as fast."""
+
+PLANNED_PIECES = 64
+"""The most pieces of a model without values, half of them the first and half the last: all take the same memory."""
 
 SAME_LOSS = 1e-5
 """Largest relative difference of two losses of equal logits, from float32 sums in a different order."""
@@ -78,7 +81,7 @@ def supervised_logits_planned(model: PreTrainedModel) -> Iterator[bool]:
 
     That is read from its config, because there is nothing to measure.
     """
-    forward = SupervisedForward(model)
+    forward = SupervisedForward(model, most_pieces=PLANNED_PIECES)
     if not forward.may_agree():
         yield False
         return
@@ -107,8 +110,10 @@ def _is_requested(value: Any) -> bool:
 class SupervisedForward:
     """The forward of a causal language model with labels, computed from its base model and its output layer."""
 
-    def __init__(self, model: PreTrainedModel, logit_bytes: int | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, logit_bytes: int | None = None, most_pieces: int | None = None) -> None:
+        """`most_pieces`: the others are left out, for a model without values; None: none is left out."""
         self.model = model
+        self.most_pieces = most_pieces
         self.own: Callable[..., Any] = model.forward
         self.logit_bytes = logit_bytes or (CPU_LOGIT_BYTES if model.device.type == "cpu" else LOGIT_BYTES)
 
@@ -188,7 +193,7 @@ class SupervisedForward:
             recomputed = one is None or _requires_grad(one)
             if hidden.requires_grad and not recomputed:
                 if isinstance(one, torch.Tensor) and one.ndim == 1:
-                    return _PieceByPiece.apply(piece, size, hidden, targets, *given)
+                    return _PieceByPiece.apply(piece, size, self._starts(len(targets), size), hidden, targets, *given)
                 recomputed = True
         pieces = []
         for rows in zip(*(values.split(size) for values in (hidden, targets, *given)), strict=True):
@@ -197,6 +202,14 @@ class SupervisedForward:
         if isinstance(pieces[0], tuple):
             return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
         return torch.cat(pieces)
+
+    def _starts(self, count: int, size: int) -> Sequence[int]:
+        """Where the pieces of `count` rows begin."""
+        starts = range(0, count, size)
+        if self.most_pieces is None or len(starts) <= self.most_pieces:
+            return starts
+        half = self.most_pieces // 2
+        return [*starts[:half], *starts[-half:]]
 
     @eager
     def _token_logps(self, hidden: Tensor, labels: Tensor) -> SupervisedOutput:
@@ -256,12 +269,18 @@ class _PieceByPiece(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, values_of: Callable[..., Tensor], size: int, hidden: Tensor, targets: Tensor, *given: Tensor
+        ctx: Any,
+        values_of: Callable[..., Tensor],
+        size: int,
+        starts: Sequence[int],
+        hidden: Tensor,
+        targets: Tensor,
+        *given: Tensor,
     ) -> Tensor:
         gradient = torch.empty_like(hidden)
         losses = hidden.new_empty(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32))
         ctx.given = len(given)
-        for start in range(0, len(targets), size):
+        for start in starts:
             where = slice(start, start + size)
             with torch.enable_grad():
                 piece = hidden[where].detach().requires_grad_()
@@ -278,7 +297,7 @@ class _PieceByPiece(torch.autograd.Function):  # type: ignore[misc]
         (gradient,) = ctx.saved_tensors
         scale = loss_gradients[0][:, None]
         wide = torch.promote_types(gradient.dtype, scale.dtype)  # a loss scale may overflow float16
-        return None, None, (gradient.to(wide) * scale).to(gradient.dtype), None, *[None] * ctx.given
+        return None, None, None, (gradient.to(wide) * scale).to(gradient.dtype), None, *[None] * ctx.given
 
 
 def _requires_grad(values: Tensor | tuple[Tensor, ...]) -> bool:

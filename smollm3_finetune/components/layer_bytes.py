@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from smollm3_finetune.api import Env, LayerBytes, ModelSource
 from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.components.selection import SelectedComponent
+
+
+def effective_options(quantizer: SelectedComponent, source: ModelSource) -> Any:
+    """The options with which the layers of this model are quantized: a quantized checkpoint keeps its own.
+
+    Raises PluginError if the quantizer raises. Reads no weights.
+    """
+    spec, component = quantizer.spec, quantizer.component
+    if spec.options_for is None:
+        return quantizer.options
+    with attributed_to(component, "options_for()"):
+        return component.waited(lambda: spec.options_for(quantizer.options, source), "options_for")
 
 
 def layer_bytes(
@@ -21,10 +34,7 @@ def layer_bytes(
     spec, component = refined(quantizer, env), quantizer.component
     if spec.bytes_for is None:
         return None
-    options = quantizer.options
-    if spec.options_for is not None:
-        with attributed_to(component, "options_for()"):
-            options = component.waited(lambda: spec.options_for(quantizer.options, source), "options_for")
+    options = effective_options(quantizer, source)
 
     def stated(shape: tuple[int, int]) -> LayerBytes:
         with attributed_to(component, "bytes_for()"):

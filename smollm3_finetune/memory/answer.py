@@ -67,6 +67,7 @@ def answer(
             return predictor.predict(plan, length, batch)
 
         context = context_of(plan.model.source.config)
+        plan.model.context.progress.say("searching the longest rows and the largest batch that fit")
         fitted = fit(
             predict, budget, length=plan.config.data.max_length, batch=plan.config.train.batch_size, context=context
         )

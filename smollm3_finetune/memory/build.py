@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from smollm3_finetune.api import Adapted, Base, BuildContext, LayerBytes, Op, architecture_of
+from smollm3_finetune.api import Adapted, Base, BuildContext, Op, architecture_of
 from smollm3_finetune.api.quantizers import _to_quantize
+from smollm3_finetune.components.layer_bytes import effective_options, layer_bytes
 from smollm3_finetune.components.negotiation import provided
-from smollm3_finetune.components.registry import attributed_to
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.progress import Silent
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.memory.reduce import Reduced
     from smollm3_finetune.model.plan import ModelPlan
+    from smollm3_finetune.train.distributed.layout import Layout
 
 STEPS = 1000
 """The steps of the run, for adapters with a schedule; the memory does not depend on it."""
@@ -41,6 +42,8 @@ class Plan(Protocol):
     def model(self) -> ModelPlan: ...
     @property
     def objective(self) -> SelectedComponent: ...
+    @property
+    def layout(self) -> Layout: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,7 @@ def build(plan: Plan) -> Built:
     """Compose the model on the meta device, and end with fake tensors. Raises Unknown."""
     import torch
 
-    from smollm3_finetune.memory.quantized import ops_of, replace_layers
+    from smollm3_finetune.memory.quantized import ops_of
     from smollm3_finetune.memory.reduce import names_layers, reduce_layers
     from smollm3_finetune.memory.trace import Trace, as_fake, without_values
 
@@ -105,8 +108,7 @@ def build(plan: Plan) -> Built:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
-    layers = _quantized(plan, model)
-    replace_layers(model, layers, lambda shape: _bytes_for(plan, shape))
+    _quantize(plan, model)
     own = {id(t) for t in (*model.parameters(), *model.buffers())}
     base = Base(model=model, fingerprint="", ops_for=ops_of(_operations(plan)))
     with Trace():  # reads of values give zero
@@ -132,31 +134,25 @@ def _attach(adapter: SelectedComponent, base: Base, context: BuildContext) -> Ad
     return adapted
 
 
-def _quantized(plan: Plan, model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """The layers that are quantized. Raises Unknown."""
-    spec = plan.model.quantizer.spec
-    title = plan.model.quantizer.component.title
-    if spec.bytes_for is None:
-        raise Unknown(f"{title} does not state the memory of its layers")
-    if plan.model.quantizer.component.full_name == NONE:
-        return {}
-    skip = getattr(plan.model.quantizer.options, "skip_modules", ())
-    linears, stacks = _to_quantize(model, title, plan.model.source, skip)
-    if stacks:
-        raise Unknown(f"the memory of quantized experts ({next(iter(stacks))}) was not measured")
-    return linears
-
-
 NONE = "smollm3-finetune:none"
 
 
-def _bytes_for(plan: Plan, shape: tuple[int, int]) -> LayerBytes:
-    """What the quantizer states for a layer with a weight of this shape."""
-    choice = plan.model.quantizer
-    env = replace(plan.model.env, dtype=plan.model.context.dtype)
-    with attributed_to(choice.component, "bytes_for()"):
-        found: LayerBytes = choice.spec.bytes_for(choice.options, shape, env)
-    return found
+def _quantize(plan: Plan, model: PreTrainedModel) -> None:
+    """Replace the layers that are quantized by layers that take as much memory. Raises Unknown."""
+    from smollm3_finetune.memory.quantized import replace_layers
+
+    quantizer, source = plan.model.quantizer, plan.model.source
+    title = quantizer.component.title
+    stated = layer_bytes(quantizer, source, replace(plan.model.env, dtype=plan.model.context.dtype))
+    if stated is None:
+        raise Unknown(f"{title} does not state the memory of its layers")
+    if quantizer.component.full_name == NONE:
+        return
+    skip = getattr(effective_options(quantizer, source), "skip_modules", ())
+    linears, stacks = _to_quantize(model, title, source, skip)
+    if stacks:
+        raise Unknown(f"the memory of quantized experts ({next(iter(stacks))}) was not measured")
+    replace_layers(model, linears, stated)
 
 
 def _operations(plan: Plan) -> frozenset[Op]:

@@ -18,6 +18,8 @@ SMALLEST = 250e6
 """Bytes. Smaller runs correct no others: buffers of libraries are a large part of them."""
 NEAR = 4.0
 """Runs correct predictions of at most this many times their size, and as many times less."""
+SEVERAL = 5
+"""Fewer runs do not lower the upper end of an interval: they may be unlike the run that is predicted."""
 PART = "correction"
 """The part of the corrected prediction that no other part explains."""
 
@@ -42,7 +44,8 @@ class Correction:
         if plan.unknown or not (self.runs or self.same):
             return plan
         peak = max(round(plan.peak * self.factor), self.measured)
-        high = max(round(plan.high * self.factor), round(plan.peak * self.highest), peak)
+        widest = self.factor if self.runs >= SEVERAL else max(self.factor, 1.0)
+        high = max(round(plan.high * widest), round(plan.peak * self.highest), peak)
         low = max(min(round(plan.low * self.factor), peak), min(self.measured, peak))
         parts = {**plan.parts, PART: peak - plan.peak} if peak != plan.peak else plan.parts
         return replace(plan, parts=parts, low=low, high=high)

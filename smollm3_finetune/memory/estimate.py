@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune import stopping
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.memory.allocators import process_bytes, rounding
 from smollm3_finetune.memory.build import Built, Plan, Unknown, build
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
 SFT = "smollm3-finetune:sft"
 LIKELY, MOST = 2, 1
-"""Small objects take one of so many pieces of the heap: as a rule, and at most."""
+"""Small objects take one of so many pieces of the heap: fitted to measured runs of the built-in model, and at most."""
+OF_GPU = 0.15
+"""Half the width of the interval on a GPU, relative to the peak. It is assumed: nothing was measured on a GPU."""
+
+log = logging.getLogger("smollm3_finetune")
 
 
 def estimate(
@@ -37,7 +43,7 @@ def estimate(
     """The memory that a run needs on each of its devices, at a batch of `batch` rows of `length` tokens.
 
     By default, the batch is the largest that the configuration allows: `train.batch_size` rows of `data.max_length`
-    tokens. `layout` says how many processes the run has and what they share; by default, those of this process.
+    tokens. `layout` says how many processes the run has and what they share; by default, those of the plan.
     """
     return Estimator(plan, registry, layout=layout)(length=length, batch=batch)
 
@@ -46,10 +52,8 @@ class Estimator:
     """Predicts one plan at several lengths and batch sizes; the model is composed once."""
 
     def __init__(self, plan: Plan, registry: Registry, *, layout: Layout | None = None) -> None:
-        from smollm3_finetune.train.distributed.layout import of_environment
-
         self.plan, self.registry = plan, registry
-        self.layout = layout or of_environment()
+        self.layout = layout or plan.layout
         self.device = plan.model.context.device.partition(":")[0]
         self._built: Built | None = None
         self._optimizer: OptimizerBytes | None = None
@@ -64,9 +68,13 @@ class Estimator:
         if unknown:
             return MemoryPlan(**about, unknown=tuple(unknown))
         try:
-            return self._predicted(about, length, batch)
+            with stopping.deferred():  # an exception of a signal handler inside torch's dispatch ends the process
+                return self._predicted(about, length, batch)
         except (Unknown, SmolLM3Error) as e:
             return MemoryPlan(**about, unknown=(str(e),))
+        except Exception as e:  # code of a model or an adapter that needs values
+            log.debug("the memory cannot be predicted", exc_info=True)
+            return MemoryPlan(**about, unknown=(f"the run cannot be traced without weights ({type(e).__name__})",))
 
     def _unknown(self) -> list[str]:
         """Reasons that need no model."""
@@ -118,7 +126,7 @@ class Estimator:
         }
         moment = step.moment
         gradients = math.ceil(moment.gradients / shares.gradients)
-        buckets = gradients if shares.buckets else 0
+        buckets = built.gradients if shares.buckets else 0  # allocated before the first step
         training = {
             **resident,
             "gradients": gradients + buckets,
@@ -128,7 +136,7 @@ class Estimator:
         }
         stepping = {
             **resident,
-            "gradients": math.ceil(built.gradients / shares.gradients) * (2 if shares.buckets else 1),
+            "gradients": math.ceil(built.gradients / shares.gradients) + buckets,
             "transient": math.ceil(optimizer.transient / shares.optimizer),
         }
         phases = {"training": training, "optimizer step": stepping}
@@ -144,7 +152,7 @@ class Estimator:
             own = parts["process"]  # libraries that are imported before or while the run is measured
             low, high = peak - parts["slack"] - own, peak - parts["slack"] + most + own
         else:
-            low, high = int(peak * 0.85), int(peak * 1.15)
+            low, high = int(peak * (1 - OF_GPU)), int(peak * (1 + OF_GPU))
         return MemoryPlan(
             **about,
             parts=parts,
@@ -153,7 +161,7 @@ class Estimator:
             high=high,
             mapped=mapped,
             replicated=whole - dividing if shares.weights > 1 else 0,
-            notes=tuple(_notes(self.plan, step, self.device)),
+            notes=tuple(_notes(step, self.device, self.layout)),
         )
 
     def _slack(self, built: Built, optimizer: OptimizerBytes, step: Step, live: int, one_of: int) -> int:
@@ -196,10 +204,12 @@ def _shares(layout: Layout) -> _Shares:
     }[layout.sharding]
 
 
-def _notes(plan: Plan, step: Step, device: str) -> list[str]:
+def _notes(step: Step, device: str, layout: Layout) -> list[str]:
     found = []
     if step.padded:
         found.append("rows are padded to the longest row of their batch")
     if device != "cpu":
-        found.append("predictions for a GPU were not compared with measurements")
+        found.append("predictions for a GPU were not compared with measurements; the interval is assumed")
+    if layout.processes != 1:
+        found.append("predictions for several processes were not compared with measurements")
     return found

@@ -17,4 +17,5 @@ def memory_line(found: MemoryPlan) -> str:
     each = " on each device" if found.processes > 1 else ""
     between = f"{shown_size(found.low)} to {shown_size(found.high)}"
     rows = f"{found.batch} row{'s' * (found.batch != 1)} of {found.length} tokens"
-    return f"memory: {shown_size(found.peak)}{each} ({between}) for batches of {rows}"
+    checked = "" if found.compared else "; never compared with a measurement"
+    return f"memory: {shown_size(found.peak)}{each} ({between}) for batches of {rows}{checked}"

@@ -45,6 +45,11 @@ class MemoryPlan:
         return not self.unknown
 
     @property
+    def compared(self) -> bool:
+        """Whether predictions of this kind were compared with measurements."""
+        return self.device == "cpu" and self.processes == 1
+
+    @property
     def peak(self) -> int:
         """The sum of the parts; 0 if the peak is unknown."""
         return sum(self.parts.values())

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from smollm3_finetune import stopping
 from smollm3_finetune.memory.correction import SMALLEST, Correction, correction_for
 from smollm3_finetune.memory.estimate import Estimator
 from smollm3_finetune.memory.memory_plan import MemoryPlan
 from smollm3_finetune.memory.records import MemoryRecord, key_of, largest_batch, read_records, record_run
+from smollm3_finetune.train.launcher import device_elsewhere, is_own_process
 from smollm3_finetune.train.memory import device_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.train.plan import RunPlan
 
 
 log = logging.getLogger("smollm3_finetune")
+
+SHORTEST = 60
+"""Seconds. Shorter runs are not remembered: to predict one takes a few seconds."""
 
 
 class Predictor:
@@ -73,15 +81,33 @@ def compared_with(plan: RunPlan, registry: Registry, measured: Mapping[str, Any]
 def remember(plan: RunPlan, registry: Registry, report: Mapping[str, Any]) -> MemoryRecord | None:
     """Add a finished run to the runs by which predictions are corrected; None if its memory is unknown.
 
-    Runs that are too small to correct others are left out, so that they end sooner. The run is complete: if it cannot
-    be predicted, that is logged and nothing is raised.
+    Left out: runs that are too small to correct others, runs so short that the prediction would delay their end, and
+    runs on other machines. The run is complete, so nothing is raised and nothing is printed.
     """
-    measured = report.get("memory", {})
-    if measured.get("peak", 0) < SMALLEST:
-        return None
     try:
-        found = compared_with(plan, registry, measured)
+        measured, seconds = report["memory"], report["seconds"]
+        if measured.get("peak", 0) < SMALLEST or seconds < SHORTEST or _is_elsewhere(plan):
+            return None
+        with _quiet(), contextlib.suppress(stopping.Stop), stopping.deferred():
+            found = compared_with(plan, registry, measured)
+            return None if found is None else record_run(plan, measured, found, str(report["run"]))
     except Exception as e:
-        log.debug("the memory of %s cannot be predicted: %s", report["run"], e)
-        return None
-    return None if found is None else record_run(plan, measured, found, str(report["run"]))
+        log.debug("the memory of a finished run cannot be remembered: %s", e)
+    return None
+
+
+def _is_elsewhere(plan: RunPlan) -> bool:
+    """Whether the launcher may start the processes of the run on other machines."""
+    return not is_own_process(plan.launcher) and device_elsewhere(plan.launcher) is not None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside the context, libraries print nothing."""
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -16,7 +16,6 @@ from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.memory.variants import with_training
 from smollm3_finetune.reference.plan import EACH_STEP
 from smollm3_finetune.runs.rundir import RunDir
-from smollm3_finetune.train.distributed.processes import world_size
 from smollm3_finetune.train.memory import watching
 
 if TYPE_CHECKING:
@@ -111,8 +110,8 @@ def check_probe(plan: RunPlan, steps: int) -> None:
     """Raises ConfigError if this run cannot be probed."""
     if not FEWEST <= steps <= MOST:
         raise ConfigError(f"--probe must be from {FEWEST} to {MOST} steps, got {steps}", hint="--probe 3")
-    if world_size() > 1:
-        raise ConfigError("--probe measures one process", hint="omit torchrun or accelerate launch")
+    if plan.layout.processes != 1:
+        raise ConfigError("--probe measures one process", hint="omit --launcher, torchrun or accelerate launch")
     if plan.reference.once:
         raise ConfigError(
             "--probe cannot measure train.reference=once, which evaluates all rows before the first step",

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.config.load import as_dict
-from smollm3_finetune.train.distributed.processes import world_size
 
 if TYPE_CHECKING:
     from smollm3_finetune.memory.memory_plan import MemoryPlan
@@ -56,7 +55,7 @@ def key_of(plan: RunPlan) -> str:
     config = as_dict(plan.config)
     sections = {name: config.get(name) for name in ("model", "loader", "quant", "adapter", "objective", "dtype")}
     train = {name: config["train"].get(name) for name in TRAIN_KEYS}
-    return fingerprint("memory", sections, train, world_size())
+    return fingerprint("memory", sections, train, plan.layout.processes, plan.layout.sharding)
 
 
 def records_file(cache: Path) -> Path:

@@ -52,6 +52,14 @@ def test_the_upper_end_covers_every_run() -> None:
     assert (corrected.peak, corrected.high) == (1000 * MB, 1200 * MB)
 
 
+@pytest.mark.parametrize(("count", "lowered"), [(4, False), (5, True)])
+def test_few_runs_do_not_lower_the_upper_end(count: int, lowered: bool) -> None:
+    plan = plan_of(1000 * MB)
+    corrected = correction_for([record(1000, 700, key="b")] * count, plan, key="a", tokens=1000).applied(plan)
+    assert corrected.peak == 700 * MB
+    assert (corrected.high < plan.high) is lowered
+
+
 def test_runs_of_another_size_and_small_runs_do_not_correct() -> None:
     plan = plan_of(1000 * MB)
     runs = [record(10_000, 20_000, key="b"), record(200, 400, key="b")]

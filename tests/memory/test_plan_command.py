@@ -136,6 +136,40 @@ def test_finished_runs_correct_the_prediction(cli: Cli, tmp_path: Path) -> None:
     assert cli(*args, "--uncorrected", "--json").report()["memory"]["peak"] == 510_240_000
 
 
+@pytest.mark.usefixtures("predictor")
+def test_a_finished_run_is_remembered_without_delay_or_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from smollm3_finetune.components.discovery import PluginSelection, discover
+    from smollm3_finetune.config.load import assignment
+    from smollm3_finetune.memory.predictor import remember
+    from smollm3_finetune.progress import Silent
+    from smollm3_finetune.train.start import plan_training
+
+    about = {"adapter.name": "full", "data.limit": 20, "device": "cpu"}
+    planned = plan_training(
+        [assignment(f"{key}={value}", "the test") for key, value in about.items()],
+        find_plugins=lambda names: discover(PluginSelection.of(tuple(names), no_plugins=True)),
+        progress=Silent(),
+        warn=print,
+    )
+    memory = {"device": "cpu", "peak": 600 * MB, "floor": 1, "batch_tokens": 77}
+    report: dict[str, Any] = {"run": "runs/x", "seconds": 61, "memory": memory}
+    found = remember(planned.plan, planned.registry, report)
+    assert found is not None and found.measured == 600 * MB
+    for other in ({"seconds": 59}, {"memory": {**memory, "peak": MB}}, {"memory": {}}):
+        assert remember(planned.plan, planned.registry, {**report, **other}) is None
+    assert remember(planned.plan, planned.registry, {}) is None
+
+    def fails(*args: Any) -> None:
+        print("a library says something")
+        raise RuntimeError
+
+    monkeypatch.setattr("smollm3_finetune.memory.predictor.Estimator", fails)
+    assert remember(planned.plan, planned.registry, report) is None
+    assert capsys.readouterr().out == capsys.readouterr().err == ""
+
+
 def test_a_record_is_of_the_settings_and_not_of_the_batches(tmp_path: Path) -> None:
     from smollm3_finetune.components.discovery import PluginSelection, discover
     from smollm3_finetune.config.load import assignment

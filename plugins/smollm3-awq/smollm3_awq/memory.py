@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from smollm3_awq.options import AWQOptions
 from smollm3_finetune.api import Env, LayerBytes, ModelSource, frozen_linear_bytes
 
 GROUP_SIZE = 128
@@ -15,7 +14,7 @@ SCALE, ZERO = 4, 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfCheckpoint(AWQOptions):
+class OfCheckpoint:
     """What a checkpoint states."""
 
     group_size: int = GROUP_SIZE

@@ -47,5 +47,9 @@ def shown_memory(plan: MemoryPlan) -> str:
         return "the memory is unknown:\n" + "\n".join(f"  {reason}" for reason in plan.unknown)
     parts = [f"{name:<14}{'-' * (size < 0)}{shown_size(abs(size))}" for name, size in plan.parts.items() if size]
     return "\n".join(
-        [*parts, f"{'peak':<14}{shown_size(plan.peak)} ({shown_size(plan.low)} to {shown_size(plan.high)})"]
+        [
+            *parts,
+            f"{'peak':<14}{shown_size(plan.peak)} ({shown_size(plan.low)} to {shown_size(plan.high)})",
+            *(f"note: {note}" for note in plan.notes),
+        ]
     )
