@@ -157,7 +157,8 @@ def test_a_finished_run_is_remembered_without_delay_or_output(
     report: dict[str, Any] = {"run": "runs/x", "seconds": 61, "memory": memory}
     found = remember(planned.plan, planned.registry, report)
     assert found is not None and found.measured == 600 * MB
-    for other in ({"seconds": 59}, {"memory": {**memory, "peak": MB}}, {"memory": {}}):
+    others: list[dict[str, Any]] = [{"seconds": 59}, {"memory": {**memory, "peak": MB}}, {"memory": {}}]
+    for other in others:
         assert remember(planned.plan, planned.registry, {**report, **other}) is None
     assert remember(planned.plan, planned.registry, {}) is None
 
@@ -167,7 +168,7 @@ def test_a_finished_run_is_remembered_without_delay_or_output(
 
     monkeypatch.setattr("smollm3_finetune.memory.predictor.Estimator", fails)
     assert remember(planned.plan, planned.registry, report) is None
-    assert capsys.readouterr().out == capsys.readouterr().err == ""
+    assert tuple(capsys.readouterr()) == ("", "")
 
 
 def test_a_record_is_of_the_settings_and_not_of_the_batches(tmp_path: Path) -> None:
