@@ -65,7 +65,7 @@ BASE_UNFINISHED = ".base.smollm3-"
 """Begins the names that a merge into `base` uses until it is complete; see `model_files.output`."""
 BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
-    "tensorboard", CALIBRATION, USES, LOCK,
+    "after.json", "tensorboard", CALIBRATION, USES, LOCK,
     "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json", "base", LAUNCH, LAUNCHED,
     LAUNCHER,
 }  # fmt: skip

@@ -228,7 +228,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_is_started_again(cli:
         shutil.rmtree(path)
     Path("out/checkpoints/.partial-checkpoint/checkpoint-2").mkdir(parents=True)
     Path("out/.partial-adapter").mkdir()
-    for name in ("report.json", "trained.json", "after.json"):
+    for name in ("report.json", "trained.json"):
         Path("out", name).unlink()
     Path("out/.smollm3-lock").touch()
     refused = cli("train", "--resume", "out")
@@ -311,7 +311,7 @@ def test_resume_auto_starts_a_run_again_that_has_no_checkpoint(cli: Callable[...
     run = Path(cli(*AUTO, "--json").report()["run"])
     for name in ("adapter", "checkpoints"):
         shutil.rmtree(run / name)
-    for name in ("report.json", "trained.json", "after.json"):
+    for name in ("report.json", "trained.json"):
         (run / name).unlink()
     again = cli(*AUTO, "--resume", "auto", "--json").report()
     assert Path(again["run"]) == run

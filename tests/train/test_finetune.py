@@ -21,7 +21,7 @@ from smollm3_finetune.errors import ConfigError, SmolLM3Error, WriteError
 from smollm3_finetune.testing.commands import Result
 
 SMALL: dict[str, Any] = {"adapter": "full", "device": "cpu", "quiet": True}
-TIMES = ("seconds", "checkpoints", "seconds_to_first_step", "run", "adapter")
+TIMES = ("memory", "seconds", "checkpoints", "seconds_to_first_step", "run", "adapter")
 
 
 def without_times(report: dict[str, Any]) -> dict[str, Any]:
@@ -66,9 +66,9 @@ def test_a_run_is_resumed(isolated: Path, rows_file: Path) -> None:
     report = finetune(resume="run", train={"max_steps": 2}, quiet=True)
     assert report["steps"] == 2
     with pytest.raises(
-        ConfigError, match=r"finetune\(\): train\.batch_size cannot be used with resume: the run uses its saved"
+        ConfigError, match=r"finetune\(\): train\.learning_rate cannot be used with resume: the run uses its saved"
     ):
-        finetune(resume="run", train={"batch_size": 2}, quiet=True)
+        finetune(resume="run", train={"learning_rate": 1e-3}, quiet=True)
 
 
 ANNEALED = Path(__file__).parents[1] / "out_of_tree" / "annealed_adapter.py"
