@@ -32,8 +32,8 @@ def metrics(run: str | Path) -> list[dict[str, Any]]:
 def test_a_run_writes_the_documented_files(cli: Cli) -> None:
     report = cli("train", "--adapter", "full", *QUICK, "--output", "out", "--json").report()
     assert sorted(p.name for p in Path("out").iterdir()) == [
-        "adapter", "after.json", "before.json", "checkpoints", "data.json", "metrics.jsonl", "origins.json", "report.html",
-        "report.json", "run.yaml", "trained.json", "versions.json",
+        "adapter", "after.json", "before.json", "checkpoints", "data.json", "metrics.jsonl", "origins.json",
+        "report.html", "report.json", "run.yaml", "trained.json", "versions.json",
     ]  # fmt: skip
     rows = metrics("out")
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
