@@ -66,5 +66,6 @@ class TestFourBits(Prequantized):
     bits = 4
 
 
+@pytest.mark.long
 class TestEightBits(Prequantized):
     bits = 8

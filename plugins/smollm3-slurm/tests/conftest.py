@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 COMMANDS = ("sbatch", "srun", "squeue", "scontrol", "scancel")
 PATIENCE = 240.0
 

@@ -10,6 +10,7 @@ import pytest
 from smollm3_finetune.testing import LauncherConformance
 
 pytestmark = pytest.mark.plugins
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 
 
 @pytest.mark.usefixtures("cluster")

@@ -16,6 +16,7 @@ from smollm3_slurm.options import SlurmOptions
 
 from smollm3_finetune.api import ConfigError, Env, Launch, MissingRequirementError, Purpose, SmolLM3Error, Submitted
 
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 PROGRAM = """
 import json, os, pathlib, signal, sys, time
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.plugins
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 TRAIN = (
     *("train", "--adapter", "full", "--max-length", "64", "--set", "train.sample_tokens=1", "--device", "cpu"),
     *("--set", "train.report=false", "--set", "data.limit=60", "--dtype", "float64"),
