@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from smollm3_finetune.config.load import assignment
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.memory.probe import Probe, Step, check_probe, probe, relative_margin
 from smollm3_finetune.progress import Silent
+from smollm3_finetune.train.distributed.layout import Layout
 from smollm3_finetune.train.start import PlannedRun, plan_training
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is measured on Linux")
@@ -76,11 +78,10 @@ def test_refusals() -> None:
     check_probe(run.plan, 2)
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = planned()
-    monkeypatch.setenv("WORLD_SIZE", "2")
+def test_several_processes_are_refused() -> None:
+    plan = replace(planned().plan, layout=Layout(processes=2))
     with pytest.raises(ConfigError, match="one process"):
-        check_probe(run.plan, 3)
+        check_probe(plan, 3)
 
 
 @LINUX

@@ -12,7 +12,7 @@ import pytest
 from tiny_sweep import InThisProcess, write_files
 
 from smollm3_finetune.sweep.trials import ChildProcess
-from smollm3_finetune.testing.commands import smollm3
+from smollm3_finetune.testing.commands import OFFLINE, smollm3
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place = tmp_path_factory.mktemp("sweep")
     write_files(place)
     with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SMOLLM3_CACHE", str(place / "cache"))
+        for name, value in {"SMOLLM3_CACHE": str(place / "cache"), **OFFLINE}.items():
+            patch.setenv(name, value)
         patch.setattr(ChildProcess, "launch", lambda *args: InThisProcess()(*args))
         result = smollm3("sweep", "run", "s.yaml")
     assert result.code == 0, result.stderr
