@@ -182,14 +182,14 @@ def test_a_failed_trial_is_recorded_and_others_run_until_a_request_to_stop(
     def ends(self: ChildProcess, launch: Any, progress: Any) -> None:
         if launch.name.startswith("rank-5"):
             raise ModelError("the weights are bad", hint="use others")
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # a shell lets its background jobs ignore SIGINT
 
     with monkeypatch.context() as patch:
         patch.setattr(ChildProcess, "launch", ends)
         stopped = cli("sweep", "run", "s.yaml")
-    assert stopped.code == 130
+    assert stopped.code == 143
     assert "trial 2/3 rank-5_learning_rate-0.001: failed: the weights are bad" in stopped.stderr
-    assert "error: trial rank-6_learning_rate-0.001: stopped by SIGINT" in stopped.stderr
+    assert "error: trial rank-6_learning_rate-0.001: stopped by SIGTERM" in stopped.stderr
     assert "to continue: smollm3 sweep resume s.yaml" in stopped.stderr
     states = {name.partition("_")[0]: trial["state"] for name, trial in status().items()}
     assert states == {"rank-2": "finished", "rank-5": "failed", "rank-6": "interrupted"}
