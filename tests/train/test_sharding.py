@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from smollm3_finetune import finetune, load_model
 from smollm3_finetune.testing.process_pair import FSDP, process_pair
 from smollm3_finetune.train.distributed.held import held_weights, shown_bytes
+from smollm3_finetune.train.distributed.layout import of_environment
 from smollm3_finetune.train.distributed.sharding import gathered_weights
 
 OUT_OF_TREE = Path(__file__).parents[1] / "out_of_tree"
@@ -322,3 +323,14 @@ def test_without_several_processes_nothing_changes() -> None:
     before = dict(model.named_parameters())
     with gathered_weights(model):
         assert all(p is before[n] for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(("stage", "expected"), [(1, "zero1"), (2, "zero2")])
+def test_the_stage_of_a_deepspeed_file_decides_what_is_shared(
+    stage: int, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ds.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
+    assert of_environment().sharding == expected

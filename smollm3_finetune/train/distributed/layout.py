@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from smollm3_finetune.api import LauncherSpec, Sharding
 from smollm3_finetune.train.distributed.processes import world_size
+from smollm3_finetune.train.distributed.sharding import is_requested, is_set, zero_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +31,8 @@ def of_environment() -> Layout:
 
 
 def _sharding() -> Sharding:
-    if _is_set("ACCELERATE_USE_FSDP"):
+    if is_requested():
         return "fsdp2"
-    if _is_set("ACCELERATE_USE_DEEPSPEED"):
-        return "zero1" if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "1" else "zero2"
+    if is_set("ACCELERATE_USE_DEEPSPEED"):
+        return "zero1" if zero_stage() == "1" else "zero2"
     return "none"
-
-
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("true", "1")

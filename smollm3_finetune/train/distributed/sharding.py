@@ -24,7 +24,7 @@ WITHOUT_FSDP = "--launcher-opt profile=ddp, or start the processes without FSDP"
 
 def check_environment() -> None:
     """Raises IncompatibleError or ConfigError if a setting of the launcher of this process is not supported."""
-    if _is_set("ACCELERATE_USE_DEEPSPEED") and _zero_stage() == "3":
+    if is_set("ACCELERATE_USE_DEEPSPEED") and zero_stage() == "3":
         raise IncompatibleError(
             "DeepSpeed ZeRO 3 is not supported: it shards weights while they are loaded, before an adapter is attached",
             hint="accelerate launch --use_fsdp --fsdp_version 2, or accelerate launch --zero_stage 2",
@@ -36,12 +36,12 @@ def check_environment() -> None:
             "FSDP 1 is not supported: it wraps the model, and an adapter cannot be saved from the wrapper",
             hint="accelerate launch --use_fsdp --fsdp_version 2",
         )
-    if _is_set("FSDP_ACTIVATION_CHECKPOINTING"):
+    if is_set("FSDP_ACTIVATION_CHECKPOINTING"):
         raise IncompatibleError(
             "FSDP's own activation checkpointing is not supported: it renames the weights of the model",
             hint="accelerate launch --fsdp_activation_checkpointing false, and --set train.gradient_checkpointing=true",
         )
-    if _is_set(RAM_EFFICIENT):  # only the first process would have weights, but every process reads them
+    if is_set(RAM_EFFICIENT):  # only the first process would have weights, but every process reads them
         raise ConfigError(
             "FSDP is configured to load weights in one process only, but every process needs them",
             hint="accelerate launch --fsdp_cpu_ram_efficient_loading false",
@@ -50,14 +50,14 @@ def check_environment() -> None:
 
 def is_requested() -> bool:
     """Whether the launcher of this process asks for FSDP."""
-    return _is_set("ACCELERATE_USE_FSDP")
+    return is_set("ACCELERATE_USE_FSDP")
 
 
-def _is_set(variable: str) -> bool:
+def is_set(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("true", "1")
 
 
-def _zero_stage() -> str:
+def zero_stage() -> str:
     """DeepSpeed's ZeRO stage as text: from its configuration file if there is one."""
     file = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
     if file and file != "none":
