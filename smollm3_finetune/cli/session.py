@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -124,19 +124,6 @@ def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:
     registry = discovered(requested, no_plugins)
     for warning in registry.warnings():
         say_warning(warning)
-    return registry
-
-
-def once(find: Callable[[Sequence[str]], Registry]) -> Callable[[Sequence[str]], Registry]:
-    """`find`, which is called once for each set of names, so that its warnings are printed once."""
-    found: dict[tuple[str, ...], Registry] = {}
-
-    def registry(names: Sequence[str]) -> Registry:
-        key = tuple(dict.fromkeys(names))
-        if key not in found:
-            found[key] = find(names)
-        return found[key]
-
     return registry
 
 

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -420,3 +420,16 @@ class Registry:
         aside = f" (broken plugins that may offer it: {', '.join(broken)})" if broken else ""
         hint = f"did you mean {near!r}?" if near else f"installed: {', '.join(names) or 'none'}"
         return UnknownComponentError(f"there is no {kind.name} {name!r}{aside}", hint=hint)
+
+
+def once(find: Callable[[Sequence[str]], Registry]) -> Callable[[Sequence[str]], Registry]:
+    """`find`, which is called once for each set of names, so that its warnings are printed once."""
+    found: dict[tuple[str, ...], Registry] = {}
+
+    def registry(names: Sequence[str]) -> Registry:
+        key = tuple(dict.fromkeys(names))
+        if key not in found:
+            found[key] = find(key)
+        return found[key]
+
+    return registry

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import stopping
-from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.registry import Registry, once
 from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error
 from smollm3_finetune.model.device import free_memory
 from smollm3_finetune.pipeline.check import Plan, check_stage
@@ -88,15 +88,7 @@ def open_pipeline(
     warn: Callable[[str], None],
 ) -> Pipeline:
     """Read the file of a pipeline. `find_plugins` is called once for each set of names."""
-    found: dict[tuple[str, ...], Registry] = {}
-
-    def registry(names: Sequence[str]) -> Registry:
-        key = tuple(dict.fromkeys(names))
-        if key not in found:
-            found[key] = find_plugins(key)
-        return found[key]
-
-    reading = Reading(find_plugins=registry, plugins=plugins, no_plugins=no_plugins, progress=progress)
+    reading = Reading(find_plugins=once(find_plugins), plugins=plugins, no_plugins=no_plugins, progress=progress)
     return Pipeline.open(file, reading, warn)
 
 

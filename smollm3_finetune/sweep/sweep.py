@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.registry import Registry, once
 from smollm3_finetune.config.load import LoadedConfig, Setting
 from smollm3_finetune.pipeline.inputs import Inputs, Reading, inputs_of_run
 from smollm3_finetune.pipeline.state import Record, State, read_state, write_state
@@ -76,14 +76,6 @@ def open_sweep(
     warn: Callable[[str], None],
 ) -> Sweep:
     """Read the file of a sweep. `find_plugins` is called once for each set of names."""
-    found: dict[tuple[str, ...], Registry] = {}
-
-    def registry(names: Sequence[str]) -> Registry:
-        key = tuple(dict.fromkeys(names))
-        if key not in found:
-            found[key] = find_plugins(key)
-        return found[key]
-
     read = read_sweep(file)
-    reading = Reading(find_plugins=registry, plugins=plugins, no_plugins=no_plugins, progress=progress)
+    reading = Reading(find_plugins=once(find_plugins), plugins=plugins, no_plugins=no_plugins, progress=progress)
     return Sweep(file=read, place=SweepDir.of(read), reading=reading, warn=warn, settings=tuple(settings))

@@ -11,7 +11,7 @@ import click
 
 from smollm3_finetune.cli.options import run_options
 from smollm3_finetune.cli.parsing import RowsCommand, component_help_option
-from smollm3_finetune.cli.session import find_plugins, flag_settings, once, prints_report, say_warning
+from smollm3_finetune.cli.session import find_plugins, flag_settings, prints_report, say_warning
 
 EXAMPLES = """\b
 Examples:
@@ -49,6 +49,7 @@ def train(
 
         run_launched(Path(launched))
         return None
+    from smollm3_finetune.components.registry import once
     from smollm3_finetune.launching.joining import join
     from smollm3_finetune.launching.start import carry_out
     from smollm3_finetune.progress import for_stream
