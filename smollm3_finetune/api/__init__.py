@@ -11,7 +11,8 @@ A plugin is a module with hook functions. Each returns descriptors (`LoaderSpec`
                             factory="my_scale.adapter:ScaleAdapter", needs={Op.FORWARD, Op.GRAD_INPUT}, api=2)]
 
 A factory is called with one validated options instance. It returns an object with the methods of the matching
-protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`, `Evaluator`, `Exporter`, `Launcher`).
+protocol (`Loader`, `Quantizer`, `Adapter`, `Formatter`, `Objective`, `Evaluator`, `Exporter`, `Launcher`,
+`OptimizerMaker`, `Tracker`). The `factory` of a `CommandSpec` is a `click.Command`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from smollm3_finetune.api.checkpoints import (
     place_layers,
     write_checkpoint,
 )
+from smollm3_finetune.api.commands import CommandTools, OpenedModel, SavedRun
 from smollm3_finetune.api.data import (
     IGNORE_INDEX,
     REASONING_FIELDS,
@@ -58,6 +60,7 @@ from smollm3_finetune.api.descriptors import (
     API_VERSION,
     AdapterCard,
     AdapterSpec,
+    CommandSpec,
     ComponentSpec,
     EvaluatorSpec,
     ExporterSpec,
@@ -67,8 +70,10 @@ from smollm3_finetune.api.descriptors import (
     LoaderSpec,
     NoOptions,
     ObjectiveSpec,
+    OptimizerSpec,
     QuantizerSpec,
     Requires,
+    TrackerSpec,
     hookimpl,
     option,
 )
@@ -135,6 +140,14 @@ from smollm3_finetune.api.objectives import (
     token_values,
     without_adapter,
 )
+from smollm3_finetune.api.optimizing import (
+    LabelingAdapted,
+    OptimizerContext,
+    OptimizerMaker,
+    Role,
+    TrainedParameter,
+    labels_roles,
+)
 from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
 from smollm3_finetune.api.processes import run_processes
 from smollm3_finetune.api.quantizers import (
@@ -159,6 +172,7 @@ from smollm3_finetune.api.quantizers import (
     stacked_weights,
 )
 from smollm3_finetune.api.shipping import MergedLayer, MergingAdapted, RoundTrip, RoundTripMaker, computes_shipped
+from smollm3_finetune.api.tracking import OpenTracker, TrackedRun, Tracker
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.errors import (
     ConfigError,
@@ -190,6 +204,8 @@ __all__ = [
     "BuildContext",
     "Check",
     "CheckpointQuantizer",
+    "CommandSpec",
+    "CommandTools",
     "ComponentSpec",
     "ConfigError",
     "Conversation",
@@ -212,6 +228,7 @@ __all__ = [
     "FormatterWithColumns",
     "FrozenTensor",
     "IncompatibleError",
+    "LabelingAdapted",
     "Launch",
     "Launcher",
     "LauncherSpec",
@@ -233,7 +250,12 @@ __all__ = [
     "ObjectiveSpec",
     "Observer",
     "Op",
+    "OpenTracker",
+    "OpenedModel",
     "OpenedTasks",
+    "OptimizerContext",
+    "OptimizerMaker",
+    "OptimizerSpec",
     "Progress",
     "Purpose",
     "Quantizer",
@@ -241,9 +263,11 @@ __all__ = [
     "ReferenceObjective",
     "Renderer",
     "Requires",
+    "Role",
     "RoundTrip",
     "RoundTripMaker",
     "RowObjective",
+    "SavedRun",
     "Sharding",
     "SmolLM3Error",
     "StackOps",
@@ -254,6 +278,10 @@ __all__ = [
     "SweepLauncher",
     "Task",
     "TensorHeader",
+    "TrackedRun",
+    "Tracker",
+    "TrackerSpec",
+    "TrainedParameter",
     "Trial",
     "UnsupportedOp",
     "WriteError",
@@ -280,6 +308,7 @@ __all__ = [
     "has_supervised_logits",
     "hookimpl",
     "is_resource_error",
+    "labels_roles",
     "layer_shapes",
     "layers_to_adapt",
     "layers_to_quantize",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import pluggy
 
 from smollm3_finetune.api.capabilities import Env, Op
+from smollm3_finetune.api.optimizing import Role
 
 if TYPE_CHECKING:
     from smollm3_finetune.api.launching import Sharding
@@ -201,11 +202,14 @@ class AdapterSpec(ComponentSpec):
     while planning."""
     trains_new_tokens: bool = False
     """It trains, saves and merges the rows of `BuildContext.new_tokens`, beside what it trains otherwise."""
+    roles: Iterable[str] = ()
+    """Roles (`Role`) that its trained parameters have, for optimizers that need them; see `LabelingAdapted`."""
     card: AdapterCard = AdapterCard()
     """Its part of the model card."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "needs", _operations(self, "needs"))
+        object.__setattr__(self, "roles", _roles(self, "roles"))
         if not isinstance(self.card, AdapterCard):
             raise TypeError(f"AdapterSpec {self.name!r}: card must be an AdapterCard, got {self.card!r}")
 
@@ -350,6 +354,46 @@ class LauncherSpec(ComponentSpec):
     check: Callable[[Any, Env], None] | None = None
     """`check(options, env)` raises a SmolLM3Error where these options cannot be used on this machine; starts nothing
     and imports no torch. Asked while planning, so that `--dry-run` says it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec(ComponentSpec):
+    """Offers an `OptimizerMaker`: a way to update the trained parameters."""
+
+    needs_roles: Iterable[str] = ()
+    """Roles of parameters (`Role`) that it needs: adapters whose `roles` lack one are refused while planning."""
+    shards: bool = False
+    """It updates a part of a parameter as it updates the whole, so that FSDP 2 may divide the parameters."""
+    state_bytes: Callable[[Any, tuple[int, ...], str], int] | None = None
+    """`state_bytes(options, shape, role)` is the memory of its state for a float32 parameter, in bytes; light. A
+    parameter that it freezes needs 0. None: `smollm3 plan` says that the memory of this optimizer is unknown."""
+    freezes: Collection[str] = ()
+    """Roles of parameters that it does not train, whose gradients need no memory."""
+
+    def __post_init__(self) -> None:
+        for field in ("needs_roles", "freezes"):
+            object.__setattr__(self, field, _roles(self, field))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerSpec(ComponentSpec):
+    """Offers a `Tracker`: what receives the metrics of a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandSpec(ComponentSpec):
+    """Offers a command, `smollm3 NAME`.
+
+    `factory` is the dotted name of a `click.Command` or group, imported when the command is used. `name` must not be
+    that of a built-in command. Its functions get a `CommandTools` with `@click.pass_obj`.
+    """
+
+
+def _roles(spec: OptimizerSpec | AdapterSpec, field: str) -> frozenset[Role]:
+    values = getattr(spec, field)
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"{type(spec).__name__} {spec.name!r}: {field} must be a set of roles, got {values!r}")
+    return frozenset(Role(r) for r in values)
 
 
 def option(

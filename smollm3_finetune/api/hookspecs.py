@@ -14,13 +14,16 @@ import pluggy
 
 from smollm3_finetune.api import (
     AdapterSpec,
+    CommandSpec,
     EvaluatorSpec,
     ExporterSpec,
     FormatterSpec,
     LauncherSpec,
     LoaderSpec,
     ObjectiveSpec,
+    OptimizerSpec,
     QuantizerSpec,
+    TrackerSpec,
 )
 
 hookspec = pluggy.HookspecMarker("smollm3_finetune")
@@ -145,4 +148,49 @@ def smollm3_launchers() -> Iterable[LauncherSpec]:  # type: ignore[empty-body]
         def smollm3_launchers():
             return [LauncherSpec(name="pods", summary="one pod per process", factory="pods:PodLauncher",
                                  options="pods:PodOptions", processes=lambda options: options.pods, api=2)]
+    """
+
+
+@hookspec
+def smollm3_optimizers() -> Iterable[OptimizerSpec]:  # type: ignore[empty-body]
+    """Return the optimizers of this plugin: each updates the trained parameters.
+
+    Called once per command, before a run is planned. Returns an iterable of `OptimizerSpec`, empty if there are none.
+    `smollm3 train --optimizer NAME` names one. Adapters state the roles of their parameters, such as the two matrices
+    of a low-rank update; an optimizer that needs a role is refused beside an adapter that does not have it.
+
+    Example:
+        @hookimpl
+        def smollm3_optimizers():
+            return [OptimizerSpec(name="lora-plus", summary="a higher learning rate for the second matrix",
+                                  factory="lora_plus:LoraPlus", needs_roles={"up"}, api=2)]
+    """
+
+
+@hookspec
+def smollm3_trackers() -> Iterable[TrackerSpec]:  # type: ignore[empty-body]
+    """Return the trackers of this plugin: each receives the metrics of runs.
+
+    Called once per command, before a run is planned. Returns an iterable of `TrackerSpec`, empty if there are none.
+    `smollm3 train --tracker NAME` names one.
+
+    Example:
+        @hookimpl
+        def smollm3_trackers():
+            return [TrackerSpec(name="dashboard", summary="metrics on our dashboard", factory="dashboard:Dashboard",
+                                options="dashboard:DashboardOptions", api=2)]
+    """
+
+
+@hookspec
+def smollm3_commands() -> Iterable[CommandSpec]:  # type: ignore[empty-body]
+    """Return the commands of this plugin: each is `smollm3 NAME`.
+
+    Called if a command is not built in, and by completion after the installed packages changed. Returns an iterable of
+    `CommandSpec`, empty if there are none. The module of a command is imported when the command is used.
+
+    Example:
+        @hookimpl
+        def smollm3_commands():
+            return [CommandSpec(name="serve", summary="Serve a model over HTTP.", factory="serve.cli:serve", api=2)]
     """

@@ -20,6 +20,8 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "objective": ("objective", "name"),
     "formatter": ("formatter", "name"),
     "launcher": ("launcher", "name"),
+    "optimizer": ("optimizer", "name"),
+    "tracker": ("tracker", "name"),
     "data": ("data", "path"),
     "validation": ("data", "validation"),
     "output": ("output",),
@@ -127,8 +129,9 @@ def run_options(f: F) -> F:
     f = config_flag("max_time", "TIME")(f)
     f = config_flag("max_steps", "N")(f)
     f = config_flag("output", "DIR")(f)
-    f = click.option("--launcher-opt", multiple=True, metavar="K=V", help="Set an option of the launcher.")(f)
-    f = config_flag("launcher", "NAME")(f)
+    for section in ("tracker", "launcher", "optimizer"):
+        f = click.option(f"--{section}-opt", multiple=True, metavar="K=V", help=f"Set an option of the {section}.")(f)
+        f = config_flag(section, "NAME")(f)
     f = config_flag("formatter", "NAME")(f)
     f = click.option("--ship-as-opt", multiple=True, metavar="K=V", help="Set an option of the format of --ship-as.")(f)
     f = config_flag("ship_as", "NAME")(f)

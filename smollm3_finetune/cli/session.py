@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 OPTION_FLAGS = {"quant_opt": "quant", "adapter_opt": "adapter", "loader_opt": "loader", "objective_opt": "objective",
-                "launcher_opt": "launcher", "ship_as_opt": "train.ship_as"}  # fmt: skip
+                "launcher_opt": "launcher", "optimizer_opt": "optimizer", "tracker_opt": "tracker",
+                "ship_as_opt": "train.ship_as"}  # fmt: skip
 
 
 def flag_settings(values: Mapping[str, Any]) -> list[Setting]:

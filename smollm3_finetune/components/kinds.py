@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from smollm3_finetune.api import (
     AdapterSpec,
+    CommandSpec,
     ComponentSpec,
     EvaluatorSpec,
     ExporterSpec,
@@ -13,7 +14,9 @@ from smollm3_finetune.api import (
     LauncherSpec,
     LoaderSpec,
     ObjectiveSpec,
+    OptimizerSpec,
     QuantizerSpec,
+    TrackerSpec,
 )
 
 
@@ -87,4 +90,23 @@ LAUNCHER = Kind(
     methods=("describe", "launch"),
 )
 
-KINDS = (LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE, EVALUATOR, EXPORTER, LAUNCHER)
+OPTIMIZER = Kind(
+    name="optimizer",
+    spec=OptimizerSpec,
+    hook="smollm3_optimizers",
+    flag="--optimizer",
+    section="optimizer",
+    methods=("create",),
+)
+
+TRACKER = Kind(
+    name="tracker", spec=TrackerSpec, hook="smollm3_trackers", flag="--tracker", section="tracker", methods=("open",)
+)
+
+COMMAND = Kind(
+    name="command", spec=CommandSpec, hook="smollm3_commands", flag="smollm3", section="command", methods=("main",)
+)
+
+KINDS = (
+    LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE, EVALUATOR, EXPORTER, LAUNCHER, OPTIMIZER, TRACKER, COMMAND,
+)  # fmt: skip

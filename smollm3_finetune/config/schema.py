@@ -1,7 +1,7 @@
 """The keys of a run's configuration (`run.yaml`), with their defaults and help.
 
-`--help` imports this module, so it uses only the standard library. The sections `loader`, `quant`, `adapter`,
-`formatter`, `objective` and `launcher` hold the name of a component and its options, which its plugin describes.
+`--help` imports this module, so it uses only the standard library. The sections of `COMPONENT_SECTIONS` hold the name
+of a component and its options, which its plugin describes.
 """
 
 from __future__ import annotations
@@ -278,6 +278,14 @@ class RunConfig:
         default_factory=ComponentConfig,
         metadata={"help": "Launcher that starts the processes of the run; default: none, a single process."},
     )
+    optimizer: ComponentConfig = field(
+        default_factory=ComponentConfig,
+        metadata={"help": "Optimizer of a plugin; default: train.optimizer, an optimizer of the transformers Trainer."},
+    )
+    tracker: ComponentConfig = field(
+        default_factory=ComponentConfig,
+        metadata={"help": "Tracker of a plugin that receives the metrics, in addition to train.report_to."},
+    )
     data: DataConfig = field(default_factory=DataConfig, metadata={"help": "Training data."})
     calibration: CalibrationConfig = field(
         default_factory=CalibrationConfig, metadata={"help": "Calibration data for quantizers."}
@@ -303,7 +311,7 @@ class RunConfig:
     )
 
 
-COMPONENT_SECTIONS = ("loader", "quant", "adapter", "objective", "formatter", "launcher")
+COMPONENT_SECTIONS = ("loader", "quant", "adapter", "objective", "formatter", "launcher", "optimizer", "tracker")
 PLAIN_SECTIONS: Mapping[str, type] = {"data": DataConfig, "calibration": CalibrationConfig, "train": TrainConfig}
 
 
