@@ -6,8 +6,6 @@ from collections.abc import Iterable
 
 from smollm3_finetune.api import AdapterSpec, ExporterSpec, hookimpl
 
-__version__ = "0.1.0"
-
 
 @hookimpl
 def smollm3_adapters() -> Iterable[AdapterSpec]:
