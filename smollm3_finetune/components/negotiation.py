@@ -115,6 +115,8 @@ def check_reference(
 
     The other references, the model at the start of the run and another model, work with every adapter.
     """
+    from smollm3_finetune.components.install_hints import install_command
+
     if refined(objective, env).reference != "base" or refined(adapter, env).disables:
         return
     others = (c for c in _usable(registry, ADAPTER, env) if not missing_ops(quantizer, c, env))
@@ -122,7 +124,7 @@ def check_reference(
     names.sort(key=lambda name: (name not in (adapter.spec.name, DEFAULT_ADAPTER), name))
     same = " with its default options" if names and names[0] == adapter.spec.name else ""
     install = known_components().get(ADAPTER.name, {}).get(DEFAULT_ADAPTER)
-    absent = f"pip install {install}, then {ADAPTER.flag} {DEFAULT_ADAPTER}" if install else None
+    absent = f"{install_command(install)}, then {ADAPTER.flag} {DEFAULT_ADAPTER}" if install else None
     raise IncompatibleError(
         f"{OBJECTIVE.flag} {objective.spec.name} compares the model with its base, but {ADAPTER.flag} "
         f"{adapter.spec.name} changes the base and cannot be disabled",

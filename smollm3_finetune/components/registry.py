@@ -272,7 +272,7 @@ def _claims(component: RegisteredComponent, subject: Any) -> bool:
 
 
 def known_components() -> dict[str, dict[str, str]]:
-    """For each kind, the names of published components and the argument of `pip install` for each."""
+    """For each kind, the names of this project's components and the distribution of each; see `install_command`."""
     known: dict[str, dict[str, str]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
     return known
 
@@ -385,13 +385,11 @@ class Registry:
         raise self._unknown(kind, name, bare)
 
     def _unknown(self, kind: Kind, name: str, bare: str) -> Exception:
-        install = known_components().get(kind.name, {}).get(bare)
+        ours = known_components().get(kind.name, {}).get(bare)
         if ":" not in name and (error := self.broken_offering(bare)) is not None:
             return error
         for record in self.plugins:
-            offers_it = record.distribution == name.rpartition(":")[0] or (
-                install is not None and record.distribution == install.rpartition("/")[2]
-            )
+            offers_it = record.distribution in (name.rpartition(":")[0], ours)
             if offers_it and record.status == "broken":
                 return record.exceptions[0]
             if offers_it and record.status == "disabled":
@@ -399,13 +397,15 @@ class Registry:
                     f"the {kind.name} {name!r} is offered by the plugin {record.name!r}, which is disabled",
                     hint=f"omit -p no:{record.name}, and unset SMOLLM3_DISABLE_PLUGINS",
                 )
-        if install is not None and not self.entry_points and _is_installed(package := install.rpartition("/")[2]):
+        if ours is not None and not self.entry_points and _is_installed(ours):
             return UnknownComponentError(
-                f"the {kind.name} {name!r} is in {package}, but installed plugins are disabled",
+                f"the {kind.name} {name!r} is in {ours}, but installed plugins are disabled",
                 hint="omit --no-plugins, and unset SMOLLM3_DISABLE_PLUGINS",
             )
-        if install is not None:
-            return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=f"pip install {install}")
+        if ours is not None:
+            from smollm3_finetune.components.install_hints import install_command
+
+            return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=install_command(ours))
         distribution = name.rpartition(":")[0]
         if distribution and distribution not in {r.distribution for r in self.plugins}:
             offering = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}

@@ -23,6 +23,7 @@ from smollm3_finetune.api import (
     OpenedTasks,
     Progress,
 )
+from smollm3_finetune.components.install_hints import install_command
 from smollm3_finetune.components.kinds import EVALUATOR
 from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, known_components
 from smollm3_finetune.components.requirements import requirement_problems
@@ -81,7 +82,7 @@ def _hint(registry: Registry) -> str:
     installed = [o.spec.name for o in registry.of(EVALUATOR)]
     missing = {name: where for name, where in known_components()["evaluator"].items() if name not in installed}
     hints = [f"--evaluator {name}" for name in installed]
-    return " or ".join([*hints, *(f"pip install {where}" for where in dict.fromkeys(missing.values()))])
+    return " or ".join([*hints, *map(install_command, dict.fromkeys(missing.values()))])
 
 
 @dataclass(frozen=True, kw_only=True)

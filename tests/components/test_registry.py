@@ -13,6 +13,7 @@ import pytest
 
 from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, NoOptions, QuantizerSpec
 from smollm3_finetune.components.discovery import PluginSelection, discover
+from smollm3_finetune.components.install_hints import install_command
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, QUANTIZER, Kind
 from smollm3_finetune.components.registry import (
     KNOWN_FILE,
@@ -121,7 +122,7 @@ def test_a_known_name_that_is_not_installed_gets_the_install_command() -> None:
         with pytest.raises(UnknownComponentError) as caught:
             discover(PluginSelection.of([], no_plugins=True)).find(kind, name)
         if "is not installed" in caught.value.message:
-            assert caught.value.hint == f"pip install ./plugins/{folder}"
+            assert caught.value.hint == install_command(folder)
         else:  # it is installed, and --no-plugins disables it
             assert f"is in {folder}, but installed plugins are disabled" in caught.value.message
     with pytest.raises(UnknownComponentError) as caught:
@@ -133,9 +134,9 @@ def test_every_install_hint_points_to_an_existing_project() -> None:
     kinds = {k.name for k in KINDS}
     assert set(known_components()) <= kinds
     for names in known_components().values():
-        for target in names.values():
-            project = tomllib.loads((ROOT / target / "pyproject.toml").read_text())["project"]
-            assert target == f"./plugins/{project['name']}"
+        for name in names.values():
+            project = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+            assert name == project["name"]
             assert "smollm3_finetune" in project["entry-points"]
     assert KNOWN_FILE.parent == ROOT / "smollm3_finetune" / "components"
 

@@ -112,5 +112,5 @@ def test_the_install_hints_know_every_component_of_the_first_party_plugins() -> 
     for component in discover().components:
         if component.distribution != "smollm3-finetune":
             for name in (component.spec.name, *component.spec.aliases):
-                offered.setdefault(component.kind.name, {})[name] = f"./plugins/{component.distribution}"
+                offered.setdefault(component.kind.name, {})[name] = component.distribution
     assert known_components() == offered
