@@ -26,6 +26,7 @@ from smollm3_finetune.components.kinds import (
     OBJECTIVE,
     QUANTIZER,
 )
+from smollm3_finetune.components.lifetimes import API_VERSIONS
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.components.requirements import unmet_distributions
@@ -243,6 +244,10 @@ def _requirements(component: RegisteredComponent, registry: Registry) -> Iterato
 def _api(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
     yield _finding(component, f"it was written for api {component.spec.api}; this is api {api.API_VERSION}",
                    1 <= component.spec.api <= api.API_VERSION, "", f"write api={api.API_VERSION}")  # fmt: skip
+    life = API_VERSIONS[component.spec.api]
+    if warning := life.warning():
+        yield Finding(subject=component.title, check="its api is not deprecated", ok=False, serious=False,
+                      found=f"api {component.spec.api} is {warning}", fix=life.instead)  # fmt: skip
 
 
 def _names(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:

@@ -24,6 +24,7 @@ from smollm3_finetune.checks.probe import run_pieces
 from smollm3_finetune.components.contract import hint_of, near_hook, sentence
 from smollm3_finetune.components.discovery import GROUP, PluginSelection, discover
 from smollm3_finetune.components.kinds import KINDS
+from smollm3_finetune.components.lifetimes import HOOKS as LIFETIMES
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
@@ -205,9 +206,20 @@ def check(target: Target) -> list[Finding]:
         )
     )
     found += _shared_name(target)
+    found += _deprecated_hooks(target)
     for component in target.components:
         found += component_findings(component, target.registry)
     return found
+
+
+def _deprecated_hooks(target: Target) -> list[Finding]:
+    """A warning for each deprecated hook that offers a component of the plugin."""
+    used = dict.fromkeys(c.kind.hook for c in target.components)
+    return [
+        Finding(subject=target.name, check=f"its hook {hook} is not deprecated", ok=False, serious=False,
+                found=f"{hook} is {warning}", fix=LIFETIMES[hook].instead)
+        for hook in used if (warning := LIFETIMES[hook].warning())
+    ]  # fmt: skip
 
 
 def _light(target: Target) -> list[Finding]:

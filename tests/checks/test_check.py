@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from smollm3_finetune.components.lifetimes import HOOKS as HOOK_LIFETIMES
+from smollm3_finetune.components.lifetimes import Lifetime
 
 Cli = Callable[..., Any]
 GOOD = """
@@ -157,6 +161,24 @@ def test_each_fault_is_reported_with_a_fix(case: str, cli: Cli, plugin_file: Cal
     assert says in wrong[check]["found"]
     assert fix in wrong[check]["fix"]
     assert "\n" not in wrong[check]["found"]
+
+
+def test_an_older_api_is_a_warning_with_a_date(cli: Cli, plugin_file: Callable[[str, str], Path]) -> None:
+    code, found = checks(cli, str(plugin_file("mine", GOOD.replace("api=2,", "api=1,"))))
+    (only,) = failed(found).values()
+    assert (code, only["serious"], only["fix"]) == (0, False, "write api=2")
+    assert only["found"] == "api 1 is deprecated since 2026-11-29, works until 2027-11-29 at least"
+
+
+def test_a_deprecated_hook_is_a_warning_with_a_date(
+    cli: Cli, plugin_file: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = Lifetime(since=date(2026, 1, 1), deprecated=date(2026, 2, 1), instead="use smollm3_loaders")
+    monkeypatch.setattr("smollm3_finetune.checks.plugin.LIFETIMES", {**HOOK_LIFETIMES, "smollm3_quantizers": life})
+    code, found = checks(cli, str(plugin_file("mine", GOOD)))
+    (only,) = failed(found).values()
+    assert (code, only["serious"], only["fix"]) == (0, False, "use smollm3_loaders")
+    assert only["found"] == "smollm3_quantizers is deprecated since 2026-02-01, works until 2027-02-01 at least"
 
 
 EVERY_KIND = """

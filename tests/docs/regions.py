@@ -25,7 +25,7 @@ import inspect
 import io
 import itertools
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from enum import Enum
 from pathlib import Path
@@ -35,6 +35,7 @@ import pytest
 
 from smollm3_finetune import api, errors
 from smollm3_finetune.api import hookspecs
+from smollm3_finetune.components.lifetimes import API_VERSIONS, HOOKS, Lifetime
 from smollm3_finetune.config import schema
 from smollm3_finetune.config.options import describe, key_of
 
@@ -203,6 +204,16 @@ def exit_codes_region(_: str) -> str:
     return table(("exit code", "error", "meaning"), *sorted(rows, key=lambda r: r[0]))
 
 
+def lifetimes_region(what: str) -> str:
+    """The dates of the hooks, or of the versions of the contract."""
+    lifetimes: Mapping[object, Lifetime] = {"hooks": HOOKS, "versions": API_VERSIONS}[what]
+    head = ("hook" if what == "hooks" else "`api`", "since", "deprecated", "removed not before", "instead")
+    dates = (
+        (name, life.since, life.deprecated or "", life.until or "", life.instead) for name, life in lifetimes.items()
+    )
+    return table(head, *((f"`{name}`", *(str(cell) or "–" for cell in cells)) for name, *cells in dates))
+
+
 def _modules_with_names() -> dict[str, list[str]]:
     """The modules that `smollm3_finetune.api` imports public names from, with these names in the order of `__all__`."""
     found: dict[str, list[str]] = {}
@@ -295,5 +306,6 @@ KINDS_OF_REGION: dict[str, Callable[[str], str]] = {
     "ops": ops_region,
     "options": options_region,
     "exit-codes": exit_codes_region,
+    "lifetimes": lifetimes_region,
     "names": names_region,
 }
