@@ -5,7 +5,9 @@ one wheel of each project in dist/, and an index of these files (PEP 503) in dis
 
     python scripts/distributions.py                    build everything, check it, write the index
     python scripts/distributions.py --check            only compare versions, ranges and extras
-    python scripts/distributions.py --check --tag v0.1.0    and that this is the tag of the version
+    python scripts/distributions.py --check --tag v0.1.0    and that the tag and the changes name this release
+    python scripts/distributions.py --names            the plugins, as JSON, for the release workflow
+    python scripts/distributions.py --notes            what changed in this release
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import html
+import json
 import os
 import re
 import shutil
@@ -114,6 +117,16 @@ def version_problems(root: Path = ROOT) -> list[str]:
     return found
 
 
+def notes(root: Path = ROOT) -> tuple[str, str]:
+    """The date of this release in the changes, and its section; the date is empty if it is not released."""
+    release = version(root)
+    text = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {re.escape(release)} \(([^)]*)\)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise SystemExit(f"CHANGELOG.md has no section for {release}\nto fix it: ## {release} (YYYY-MM-DD)")
+    return (found[1] if re.fullmatch(r"\d{4}-\d\d-\d\d", found[1]) else ""), found[2].strip()
+
+
 # ----------------------------------------------------------------------------------------------------- built files
 
 
@@ -204,6 +217,14 @@ def build(projects: Iterable[Project], out: Path) -> Iterator[tuple[Project, Pat
         yield project, wheel, sdist
 
 
+def selected(only: list[str]) -> dict[str, Any]:
+    """The plugins to publish, and whether core is published too: all of them, or those in `only`."""
+    names = [p.name for p in plugins()]
+    if unknown := sorted({*only} - {*names, CORE}):
+        raise SystemExit(f"there is no distribution {unknown[0]!r}\nto fix it: {' '.join([*names, CORE])}")
+    return {"plugins": [n for n in names if not only or n in only], "core": not only or CORE in only}
+
+
 def _empty(out: Path) -> None:
     """Makes an empty folder of `out`, which may have only what an earlier build left there."""
     out.mkdir(parents=True, exist_ok=True)
@@ -218,21 +239,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="only compare versions, ranges and extras")
     parser.add_argument("--tag", help="the tag of this release, for example v0.1.0")
+    parser.add_argument("--names", action="store_true", help="print the names of the plugins as JSON")
+    parser.add_argument("--only", default="", help="with --names: only those of these, separated by spaces")
+    parser.add_argument("--notes", action="store_true", help="print the section of this release in CHANGELOG.md")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="folder of the built files; emptied first")
     given = parser.parse_args()
 
     release = version()
-    problems = version_problems()
-    if given.tag is not None and given.tag != f"v{release}":
-        problems.append(f"the tag {given.tag} is not v{release}")
-    if problems:
+    if given.notes:
+        print(notes()[1])
+        return
+    if given.names:
+        print(json.dumps(selected(given.only.split())))
+        return
+    if problems := version_problems():
         raise SystemExit("\n".join([*problems, f"to fix it: python scripts/set_version.py {release}"]))
+    if given.tag is not None and given.tag != f"v{release}":
+        raise SystemExit(f"the tag {given.tag} is not v{release}\nto fix it: python scripts/set_version.py VERSION")
+    if given.tag is not None and not notes()[0]:
+        raise SystemExit(f"CHANGELOG.md has no date for {release}\nto fix it: ## {release} (YYYY-MM-DD)")
     if given.check:
         print(f"{len(plugins()) + 1} projects of version {release}")
         return
 
     out: Path = given.out
     _empty(out)
+    problems = []
     files: list[str] = []
     for project, wheel, sdist in build([*plugins(), Project(ROOT)], out):
         found = [*wheel_problems(project, wheel, release), *sdist_problems(project, sdist)]
