@@ -28,6 +28,7 @@ nox -s browser      report.html in a headless Chromium: console, requests, keys,
 nox -s dist         wheels and sdists of core and of every plugin, checked, with an index of them in dist/
 nox -s published    what was built, installed from that index alone, trained with and extended, without a network
 nox -s lint_release  the Dockerfiles and the workflows
+nox -s notebook     examples/first_run.ipynb in a Jupyter kernel; `-- --write` stores its outputs
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -356,6 +357,13 @@ def lint_release(session: nox.Session) -> None:
     workflows = [str(p) for p in sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
     session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *workflows)
     session.run("zizmor", "--offline", *workflows)
+
+
+@nox.session(venv_backend="venv")
+def notebook(session: nox.Session) -> None:
+    """The notebook in a Jupyter kernel, with nbclient in an environment of its own, over this one. A few minutes."""
+    python = over_this_one(session, "ipykernel", "nbclient", "nbformat")
+    session.run(str(python), "scripts/run_notebook.py", *session.posargs, external=True)
 
 
 @nox.session
