@@ -13,6 +13,8 @@ import shlex
 from pathlib import Path
 
 CORE = "smollm3-finetune"
+ABOVE = Path(__file__).resolve().parents[2]
+"""The folder that has this package: site-packages, or the root of a clone."""
 PREFIX = "smollm3-"
 """The name of a plugin of this project begins with it; the rest is the name of the extra."""
 
@@ -37,9 +39,8 @@ def install_argument(distribution: str) -> str:
 
 def _clone() -> Path | None:
     """The clone from which core runs, or from which it was installed; None if it came from an index."""
-    beside = Path(__file__).resolve().parents[2]
-    if (beside / "plugins").is_dir() and (beside / "pyproject.toml").is_file():
-        return beside
+    if (ABOVE / "plugins").is_dir() and (ABOVE / "pyproject.toml").is_file():
+        return ABOVE
     from importlib.metadata import PackageNotFoundError, distribution
     from urllib.parse import unquote, urlsplit
 

@@ -26,7 +26,7 @@ def installed_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
     real = importlib.metadata.distribution
 
     def install(about: Any) -> None:
-        monkeypatch.setattr(install_hints, "__file__", str(tmp_path / "site/smollm3_finetune/components/x.py"))
+        monkeypatch.setattr(install_hints, "ABOVE", tmp_path / "site")
         text = about if isinstance(about, str | None) else json.dumps(about)
         core = SimpleNamespace(read_text={"direct_url.json": text}.get)
         monkeypatch.setattr(importlib.metadata, "distribution", lambda n: core if n == "smollm3-finetune" else real(n))

@@ -25,17 +25,30 @@ def test_the_stored_outputs_are_those_of_one_run() -> None:
     assert all(output.get("name", "stdout") == "stdout" for output in outputs)
 
 
-@pytest.mark.plugins
-def test_every_cell_runs(isolated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def run(count: int | None) -> dict[str, Any]:
+    """The names that the first `count` code cells define, with runs of one step."""
     names: dict[str, Any] = {}
-    for cell in cells():
-        if cell["cell_type"] == "code":
-            source = "".join(cell["source"])
-            if source.startswith("STEPS = "):
-                source = "STEPS = 1"
-            exec(compile(source, cell["id"], "exec"), names)
-    printed = capsys.readouterr().out
-    assert printed.count("held-out loss") == 3
+    code = [cell for cell in cells() if cell["cell_type"] == "code"]
+    assert code[0]["source"][0].startswith("STEPS = ")
+    exec("STEPS = 1", names)
+    for cell in code[1:count]:
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    return names
+
+
+@pytest.mark.plugins
+def test_the_cells_up_to_the_answers_run(isolated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(-1)
     assert names["report"]["after"]["held_out_loss"] < names["report"]["before"]["held_out_loss"]
-    assert names["quantized"]["after"]["held_out_loss"] != names["report"]["after"]["held_out_loss"]
+    printed = capsys.readouterr().out
+    assert "held-out loss before" in printed
+    assert "before: The capital" in printed
     assert (isolated / "runs" / "notebook" / "report.html").exists()
+
+
+@pytest.mark.plugins
+@pytest.mark.long
+def test_every_cell_runs(isolated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run(None)
+    assert capsys.readouterr().out.count("held-out loss") == 3
+    assert names["quantized"]["after"]["held_out_loss"] != names["report"]["after"]["held_out_loss"]
