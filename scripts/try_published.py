@@ -139,7 +139,7 @@ def try_stranger(trial: Trial) -> None:
     trial.with_network("its wheel", *pip, str(folder))
     (wheel,) = wheels.glob("*.whl")
     shutil.rmtree(folder)
-    output = trial.run("smollm3 plugins install FILE", "smollm3", "plugins", "install", str(wheel))
+    output = trial.run("smollm3 plugins install FILE", "smollm3", "plugins", "install", str(wheel), "--yes")
     print(output, end="")
     use = ("smollm3", "train", "--quant", STRANGER, "--max-steps", "5")
     expect(trial.run("its quantizer is used", *use), "held-out loss")
