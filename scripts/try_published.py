@@ -153,10 +153,14 @@ def try_stranger(trial: Trial) -> None:
     trial.run("every requirement is still met", "pip", "check")
 
 
+PARTS = {"release": try_release, "extra": try_extra, "stranger": try_stranger}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("python", type=Path, help="interpreter of an empty environment")
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="what `nox -s dist` built")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="default: all; release is first")
     given = parser.parse_args()
     dist = given.dist.resolve()
     if not (dist / INDEX / CORE / "index.html").is_file():
@@ -165,10 +169,12 @@ def main() -> None:
         trial = Trial(given.python.absolute(), dist, Path(work))
         pip = (str(trial.python), "-m", "pip", "install", "--quiet", "-c", str(CONSTRAINTS))
         trial.with_network("packages of others", *pip, *others_requirements(dist))
-        for part in (try_release, try_extra, try_stranger):
-            part(trial)
+        for part in given.parts:
+            PARTS[part](trial)
         how = "a network namespace without interfaces" if trial.alone else "closed proxies only"
-        print(f"{version()} works as published; {sum(t for _, t in trial.times):.0f} s; offline by {how}")
+        print(
+            f"{version()}: {', '.join(given.parts)} work as published; {sum(t for _, t in trial.times):.0f} s; offline by {how}"
+        )
 
 
 if __name__ == "__main__":
