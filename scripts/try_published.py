@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -172,10 +171,9 @@ def main() -> None:
         for part in given.parts:
             PARTS[part](trial)
         how = "a network namespace without interfaces" if trial.alone else "closed proxies only"
-        print(
-            f"{version()}: {', '.join(given.parts)} work as published; {sum(t for _, t in trial.times):.0f} s; offline by {how}"
-        )
+        took = sum(seconds for _, seconds in trial.times)
+        print(f"{version()}: {', '.join(given.parts)} work as published; {took:.0f} s; offline by {how}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
