@@ -123,10 +123,18 @@ def of_directory(path: Path) -> Contents:
 
 def _inside(path: Path) -> str:
     """The hint for a directory that is not a distribution: those directly inside it."""
-    inside = sorted(p.parent.name for p in path.glob("*/pyproject.toml"))
+    inside = sorted(p.parent for p in path.glob("*/pyproject.toml") if GROUP in _text(p))
     if inside:
-        return "did you mean " + " or ".join(str(path / name) for name in inside[:3]) + "?"
+        names = [str(p) if p.is_absolute() else f"./{p}" for p in inside[:3]]
+        return f"did you mean {' or '.join(names)}?"
     return "name the directory with pyproject.toml, or create a plugin: smollm3 plugins new"
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 SHARED = ("test", "tests", "docs", "examples", "scripts", "benchmarks")

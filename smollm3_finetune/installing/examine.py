@@ -6,12 +6,15 @@ python -P -m smollm3_finetune.installing.examine acme-quant
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from smollm3_finetune.components.discovery import GROUP, discover
+from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.installing.process import run
 
@@ -55,8 +58,6 @@ class Examined:
 
 def examined(distributions: Sequence[str]) -> list[Examined]:
     """Check the plugins of these distributions in a new process, which also updates the snapshot of all plugins."""
-    if not distributions:
-        return []
     done = run([sys.executable, "-P", "-m", "smollm3_finetune.installing.examine", *distributions])
     try:
         rows = json.loads(done.out.splitlines()[-1])
@@ -72,16 +73,31 @@ def _from_json(row: Mapping[str, Any]) -> Examined:
     return Examined(**values)
 
 
+def refresh_snapshot() -> None:
+    """Update the snapshot of what all plugins offer, in a new process; a plugin that ends it does no harm."""
+    run([sys.executable, "-P", "-m", "smollm3_finetune.installing.examine"])
+
+
 def main(distributions: Sequence[str]) -> None:
+    from smollm3_finetune.components.snapshot import package_folders, write_snapshot
+
+    before = package_folders()
     with contextlib.redirect_stdout(sys.stderr):  # plugins may print while they are imported
-        rows = [row for name in distributions for row in _rows(name)]
-        _update_snapshot()
+        rows, registries = [], []
+        for name in distributions:
+            found, registry = _examined(name)
+            rows += found
+            registries.append(registry)
+        if not distributions:
+            registries = [discover()]
+    for registry in registries[:1]:
+        if registry is not None:
+            write_snapshot(registry, before)
     print(json.dumps(rows))
 
 
-def _rows(distribution: str) -> list[dict[str, Any]]:
-    import importlib.metadata
-
+def _examined(distribution: str) -> tuple[list[dict[str, Any]], Registry | None]:
+    """The rows of a distribution, and the plugins that were found; None: it has none that can be imported."""
     from smollm3_finetune.checks.findings import wrong
     from smollm3_finetune.checks.plugin import check, fatal, targets
 
@@ -94,8 +110,10 @@ def _rows(distribution: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
     without = tuple(one.asked for one in ends)
     if rows and not any(p.name not in {r["plugin"] for r in rows} for p in _points(distribution)):
-        return rows
+        return rows, None
+    registry = None
     for target in targets(distribution, without, reported=bool(rows)):
+        registry = target.registry
         found = check(target)
         bad = wrong(found)
         unmet = [f for f in bad if f.check.startswith(REQUIREMENTS)]
@@ -106,7 +124,7 @@ def _rows(distribution: str) -> list[dict[str, Any]]:
             "unmet": tuple(f"{f.subject}: {f.found}" for f in unmet),
             "broken": target.error is not None,
         })  # fmt: skip
-    return rows
+    return rows, registry
 
 
 def _said(finding: Any) -> str:
@@ -114,16 +132,8 @@ def _said(finding: Any) -> str:
     return what if finding.check == BROKEN or not finding.found else f"{what} ({finding.found})"
 
 
-def _points(distribution: str) -> list[Any]:
-    import importlib.metadata
-
-    from smollm3_finetune.components.discovery import GROUP
-
+def _points(distribution: str) -> list[importlib.metadata.EntryPoint]:
     return [p for p in importlib.metadata.distribution(distribution).entry_points if p.group == GROUP]
-
-
-def _update_snapshot() -> None:
-    """Write the snapshot of what all plugins offer, for completion and the root help."""
 
 
 if __name__ == "__main__":

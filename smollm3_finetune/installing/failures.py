@@ -38,7 +38,7 @@ HTTP = re.compile(
     r"HTTP error (?P<code>\d{3})|(?P<status>\d{3}) (?:Client|Server) Error|status client error \((?P<uv>\d{3})"
 )
 ADDRESS = re.compile(r"(?:https?|file|git\+\w+)://[^\s'\"`)>]+")
-HOST = re.compile(r"host='(?P<host>[^']+)'")
+HOST = re.compile(r"host='(?P<host>[^']+)'[^)]*\)(?:: Max retries exceeded with url: )?(?P<path>/\S*)?")
 PYTHON = (
     re.compile(rf"Package '?(?P<who>{_NAME})'? requires a different Python: \S+ not in '(?P<range>[^']+)'"),
     re.compile(rf"(?P<who>{_NAME})(?:==\S+)? requires Python (?P<range>[<>=!~]\S*?)(?:,? and |,? we|$)"),
@@ -139,7 +139,7 @@ def _network(text: str, pins: Sequence[str]) -> SmolLM3Error | None:
     if code is None and OFFLINE.search(text) is None:
         return None
     address, host = ADDRESS.search(text), HOST.search(text)
-    what = address[0].rstrip(".,") if address else host["host"] if host else "the package index"
+    what = address[0].rstrip(".,") if address else f"{host['host']}{host['path']}" if host else "the package index"
     if code is not None:
         number = code["code"] or code["status"] or code["uv"]
         return SmolLM3Error(f"{what} cannot be downloaded: the server answers {number}", hint="check the address")

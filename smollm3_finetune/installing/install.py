@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from smollm3_finetune import stopping
 from smollm3_finetune.cache.store import default_root
 from smollm3_finetune.errors import IncompatibleError, PluginError, SmolLM3Error
 from smollm3_finetune.files.locks import locked
@@ -47,7 +48,7 @@ def install(plan: Plan, say: Say = lambda text: None) -> Installation:
             _check_arrived(plan)
         say("checking …")
         names = _plugins(plan)
-        return Installation(changes=plan.changes, plugins=tuple(examined(names)))
+        return Installation(changes=plan.changes, plugins=tuple(examined(names)) if names else ())
 
 
 @contextlib.contextmanager
@@ -118,20 +119,17 @@ def _pinned(request: Request, version: str) -> str:
 
 @contextlib.contextmanager
 def _reporting(plan: Plan) -> Iterator[None]:
-    """Add to an error, or to a request to stop, what was installed until then."""
+    """Add what was installed until then to the hint of an error, or of a request to stop."""
     try:
         yield
-    except (SmolLM3Error, KeyboardInterrupt) as e:
+    except (SmolLM3Error, stopping.Stop) as e:
         now = installed()
-        done = [c for c in plan.changes if _version(now, c.name) not in (None, c.before)]
-        names = " ".join(c.name for c in done if c.before is None)
-        rest = f"to remove what was installed: {plan.installer.shown('uninstall', names)}" if names else ""
-        again = "to continue, run the same command again"
-        hint = "; ".join(part for part in (again, rest) if part) if done else f"nothing was installed; {again}"
-        if isinstance(e, SmolLM3Error):
-            e.hint = f"{e.hint}; {hint}" if e.hint else hint
-        elif hasattr(e, "hint"):
-            e.hint = hint
+        done = [c.name for c in plan.changes if _version(now, c.name) not in (None, c.before)]
+        new = " ".join(c.name for c in plan.changes if c.before is None and c.name in done)
+        undo = f"; to remove it: {plan.installer.shown('uninstall', new)}" if new else ""
+        state = f"{', '.join(done)} was installed{undo}" if done else "nothing was installed"
+        if done or isinstance(e, stopping.Stop):
+            e.hint = "; ".join(filter(None, (e.hint, f"{state}; to continue: the same command")))
         raise
 
 

@@ -99,6 +99,10 @@ def make_plan(
         allowed=frozenset(allowed),
     )
     _check_kept(plan)
+    raise_all([
+        not_a_plugin(one.title, next(r.text for r in requests if r.name == canonicalize_name(one.name)))
+        for one in plan.satisfied if not one.is_plugin
+    ])  # fmt: skip
     raise_all(
         [
             not_a_plugin(f"{one.name} {one.version}", r.text)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -18,6 +17,7 @@ from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.errors import Collector, ConfigError, PluginError, did_you_mean
 from smollm3_finetune.installing.contents import Contents, of_directory, of_wheel
+from smollm3_finetune.installing.environment import InstalledDistribution, from_package_index
 from smollm3_finetune.installing.index import IndexedPlugin, PluginIndex
 from smollm3_finetune.paths import user_path
 
@@ -44,67 +44,80 @@ class Request:
     """Its entry in the index of plugins."""
 
 
-def parse(text: str, index: PluginIndex, *, copies: bool = False, repository: Path | None = None,
-          has_source: bool = False, from_package_index: bool = True) -> Request:  # fmt: skip
-    """The request for NAME, FILE, DIRECTORY or URL. Raises ConfigError or PluginError if it cannot be one.
+@dataclass(frozen=True, kw_only=True)
+class Parser:
+    """Turns what a user typed into requests."""
 
-    `repository` is the clone that this smollm3 is from, `has_source` whether the user named where wheels are, and
-    `from_package_index` whether this smollm3 came from a package index: its own plugins are published with it.
-    """
-    if "://" in text and " @ " not in text:
-        return _url(text)
-    if text.startswith((".", "/", "~", "\\")) or os.sep in text or text.endswith((".whl", ".py", *ARCHIVES)):
-        return _path(text, copies)
-    try:
-        wanted = Requirement(text)
-    except InvalidRequirement as e:
-        raise ConfigError(f"{text!r} is not the name of a plugin, a file, a directory or a URL",
-                          hint="smollm3 plugins install NAME, or NAME==1.2") from e  # fmt: skip
-    if wanted.url is not None:
-        return _url(wanted.url, canonicalize_name(wanted.name), text)
-    return _named(text, wanted, index, repository, has_source, from_package_index)
+    index: PluginIndex
+    found: Mapping[str, InstalledDistribution]
+    """What is installed, by canonical name."""
+    repository: Path | None = None
+    """The clone that this smollm3 is from."""
+    has_source: bool = False
+    """Whether the user said where wheels are."""
+    copies: bool = False
+    """Whether directories are installed as copies."""
 
+    def parse_all(self, texts: Iterable[str]) -> list[Request]:
+        """The requests for all texts; independent problems are raised together."""
+        collector = Collector()
+        requests = [collector.run(partial(self.parse, text)) for text in dict.fromkeys(texts)]
+        collector.finish()
+        return [one for one in requests if one is not None]
 
-def parse_all(texts: Iterable[str], index: PluginIndex, **known: Any) -> list[Request]:
-    """The requests for all texts; independent problems are raised together. See `parse`."""
-    collector = Collector()
-    found = [collector.run(partial(parse, text, index, **known)) for text in dict.fromkeys(texts)]
-    collector.finish()
-    return [one for one in found if one is not None]
+    def parse(self, text: str) -> Request:
+        """The request for NAME, FILE, DIRECTORY or URL. Raises ConfigError or PluginError if it cannot be one."""
+        if "://" in text and " @ " not in text:
+            return _url(text)
+        if text.startswith((".", "/", "~", "\\")) or os.sep in text or text.endswith((".whl", ".py", *ARCHIVES)):
+            return _path(text, self.copies)
+        try:
+            wanted = Requirement(text)
+        except InvalidRequirement as e:
+            raise ConfigError(f"{text!r} is not the name of a plugin, a file, a directory or a URL",
+                              hint="smollm3 plugins install NAME, or NAME==1.2") from e  # fmt: skip
+        if wanted.url is not None:
+            return _url(wanted.url, canonicalize_name(wanted.name), text)
+        entry = self.index.find(wanted.name)
+        return self._listed(text, wanted, entry) if entry is not None else self._unlisted(text, wanted)
 
+    def _unlisted(self, text: str, wanted: Requirement) -> Request:
+        """A distribution that is not in the index of plugins: a stranger's, or a typing error."""
+        name = canonicalize_name(wanted.name)
+        if name == CORE_DISTRIBUTION:
+            raise ConfigError("smollm3-finetune is not a plugin", hint="pip install --upgrade smollm3-finetune")
+        one = self.found.get(name)
+        if one is not None and not one.is_plugin:
+            raise not_a_plugin(one.title, text)
+        if one is None and not wanted.specifier:
+            if Path(wanted.name, "pyproject.toml").is_file():
+                raise ConfigError(f"the plugin index has no {wanted.name!r}, but there is a directory of that name",
+                                  hint=f"smollm3 plugins install ./{text}")  # fmt: skip
+            near = self.index.near(wanted.name) if len(wanted.name) > 2 and not self.has_source else None
+            if near is not None:
+                anyway = shlex.quote(f"{wanted.name}>=0")
+                raise ConfigError(f"the plugin index has no {wanted.name!r}",
+                                  hint=f"did you mean {near!r}? To install the distribution {wanted.name}: "
+                                       f"smollm3 plugins install {anyway}")  # fmt: skip
+        return Request(text=text, argument=(str(wanted),), name=name, is_name=True)
 
-def _named(
-    text: str, wanted: Requirement, index: PluginIndex, repository: Path | None, has_source: bool,
-    from_package_index: bool,
-) -> Request:  # fmt: skip
-    if canonicalize_name(wanted.name) == CORE_DISTRIBUTION:
-        raise ConfigError("smollm3-finetune is not a plugin", hint="pip install --upgrade smollm3-finetune")
-    entry = index.find(wanted.name)
-    bare = text.strip() == wanted.name
-    if entry is None:
-        if bare and Path(text, "pyproject.toml").is_file():
-            raise ConfigError(f"the plugin index has no {text!r}, but there is a directory of that name",
-                              hint=f"smollm3 plugins install ./{text}")  # fmt: skip
-        near = index.near(wanted.name) if bare and len(wanted.name) > 2 else None
-        if near is not None and not has_source:
-            raise ConfigError(
-                f"the plugin index has no {wanted.name!r}",
-                hint=f"did you mean {near!r}? To install the distribution {wanted.name}: "
-                     f"smollm3 plugins install {shlex.quote(f'{wanted.name}>=0')}",
-            )  # fmt: skip
-        return Request(text=text, argument=(str(wanted),), name=canonicalize_name(wanted.name), is_name=True)
-    folder = repository / entry.folder if repository is not None and entry.folder is not None else None
-    if has_source or not bare:
-        pass
-    elif folder is not None and (folder / "pyproject.toml").is_file():
-        return _directory(text, folder, copies=True, entry=entry)
-    elif not entry.published or (entry.folder is not None and not from_package_index):
-        where = f"; in a clone of the repository: smollm3 plugins install ./{entry.folder}" if entry.folder else ""
-        raise ConfigError(f"{entry.name} was not published together with this smollm3-finetune",
-                          hint=f"name a source: --find-links DIR{where}")  # fmt: skip
-    wanted.name = entry.name
-    return Request(text=text, argument=(str(wanted),), name=canonicalize_name(entry.name), is_name=True,
-                   from_index=entry)  # fmt: skip
+    def _listed(self, text: str, wanted: Requirement, entry: IndexedPlugin) -> Request:
+        """A distribution of the index. One of this repository is taken from the clone, or from where core came from.
+
+        A name that was not published together with this smollm3-finetune may be anybody's on a package index.
+        """
+        name = canonicalize_name(entry.name)
+        extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
+        if not self.has_source and not wanted.specifier and name not in self.found:
+            folder = self.repository / entry.folder if self.repository is not None and entry.folder else None
+            if folder is not None and (folder / "pyproject.toml").is_file():
+                return _directory(text, folder, copies=True, extras=extras, entry=entry)
+            if not entry.published or (entry.folder is not None and not from_package_index(self.found)):
+                clone = f"; in a clone of the repository: smollm3 plugins install ./{entry.folder}"
+                raise ConfigError(f"{entry.name} was not published together with this smollm3-finetune",
+                                  hint=f"name a source: --find-links DIR{clone if entry.folder else ''}")  # fmt: skip
+        return Request(text=text, argument=(f"{entry.name}{extras}{wanted.specifier}",), name=name, is_name=True,
+                       from_index=entry)  # fmt: skip
 
 
 def _url(url: str, name: str | None = None, text: str | None = None) -> Request:
@@ -141,7 +154,7 @@ def _path(text: str, copies: bool) -> Request:
         near = did_you_mean(path.name, beside)
         raise ConfigError(
             f"{bare} does not exist",
-            hint=f"did you mean {path.parent / near}?" if near else "smollm3 plugins install PATH",
+            hint=f"did you mean {path.parent / near}?" if near else "name a wheel, or a directory with pyproject.toml",
         )
     if path.is_dir():
         return _directory(text, path, copies=copies, extras=wanted)
@@ -167,7 +180,7 @@ def _directory(text: str, path: Path, *, copies: bool, extras: str = "", entry: 
         text=text,
         argument=(target,) if copies else ("-e", target),
         name=canonicalize_name(contents.name) if contents.name else None,
-        source=str(path),
+        source=str(path) if entry is not None else text,
         editable=not copies,
         contents=contents,
         from_index=entry,

@@ -11,6 +11,7 @@ from packaging.utils import canonicalize_name
 from smollm3_finetune.components.requirements import requirements
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean
 from smollm3_finetune.installing.environment import InstalledDistribution, installed
+from smollm3_finetune.installing.examine import refresh_snapshot
 from smollm3_finetune.installing.index import PluginIndex
 from smollm3_finetune.installing.installer import Installer
 
@@ -135,3 +136,4 @@ def uninstall(removal: Removal) -> None:
         if left is not None:
             raise SmolLM3Error(f"{removal.installer.name} reported success, but {left.title} is in {left.location}",
                                hint=f"remove it by hand: {left.location}")  # fmt: skip
+    refresh_snapshot()

@@ -58,20 +58,19 @@ def install(
     unless --allow-change names it. What would change is shown first. The exit code is 7 if an installed plugin fails
     its checks.
     """
-    from smollm3_finetune.installing.environment import check_environment, from_package_index, installed, repository
+    from smollm3_finetune.installing.environment import check_environment, installed, repository
     from smollm3_finetune.installing.index import plugin_index
     from smollm3_finetune.installing.installer import Sources, choose_installer
     from smollm3_finetune.installing.plan import make_plan
-    from smollm3_finetune.installing.requests import parse_all
+    from smollm3_finetune.installing.requests import Parser
 
     _check_answer(yes, as_json, dry_run, "plugins install")
     sources = Sources.of(index_url, find_links, offline)
     check_environment()
     known, installer, found = plugin_index(index), choose_installer(), installed()
-    requests = parse_all(
-        plugins, known, copies=copies, repository=repository(), has_source=sources.names_any(installer),
-        from_package_index=from_package_index(found),
-    )  # fmt: skip
+    parser = Parser(index=known, found=found, repository=repository(), has_source=sources.names_any(installer),
+                    copies=copies)  # fmt: skip
+    requests = parser.parse_all(plugins)
     say(f"resolving with {installer.name} …")
     plan = make_plan(requests, installer, sources, found, known, allow_change)
     _carry_out(plan, {}, dry_run, yes, as_json)

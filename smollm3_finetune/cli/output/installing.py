@@ -32,7 +32,8 @@ def print_plan(plan: Plan) -> None:
     """What would change, and what is there already."""
     for one in plan.satisfied:
         click.echo(
-            f"{one.title} is installed already" + ("" if plan.upgrades else f"; newer: {upgrade_line(one.name)}")
+            f"{one.title} is installed already"
+            + ("" if plan.upgrades else f"; to upgrade it: smollm3 plugins upgrade {one.name}")
         )
     if not plan.changes:
         return
@@ -43,10 +44,6 @@ def print_plan(plan: Plan) -> None:
         table.add_row(change.name, change.before or "", change.after or "?", newer(change.before, change.after),
                       Text(reason))  # fmt: skip
     Console().print(table)
-
-
-def upgrade_line(name: str) -> str:
-    return f"smollm3 plugins upgrade {name}"
 
 
 def print_checks(plugins: Sequence[Examined]) -> None:
