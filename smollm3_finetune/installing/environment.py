@@ -112,10 +112,15 @@ def installed() -> dict[str, InstalledDistribution]:
             plugins=tuple(sorted(p.name for p in about.entry_points if p.group == GROUP)),
             source=direct.get("url"),
             editable=bool(direct.get("dir_info", {}).get("editable")),
-            requested=about.read_text("REQUESTED") is not None,
+            requested=about.read_text("REQUESTED") is not None and _installer(about) != "uv",
             about=about,
         )
     return found
+
+
+def _installer(about: importlib.metadata.Distribution) -> str:
+    """The program that installed it. uv writes REQUESTED for every distribution."""
+    return (about.read_text("INSTALLER") or "").strip()
 
 
 def _direct_url(about: importlib.metadata.Distribution) -> dict[str, Any]:

@@ -167,6 +167,9 @@ class NotFound(ConfigError):
 def _last(text: str) -> str:
     """The last line that says what is wrong."""
     lines = [" ".join(line.split()) for line in text.splitlines()]
+    if any(line.startswith("Traceback (most recent call last)") for line in lines):
+        raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Interrupt)\b", line)]
+        lines = [f"error: {line}" for line in raised] or lines
     marked = [line.partition(":")[2].strip() for line in lines if line.lower().startswith(("error:", "fatal:"))]
     line = next((line for line in reversed(marked or [x for x in lines if x]) if line), "it says nothing")
     return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

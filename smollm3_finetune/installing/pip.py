@@ -20,6 +20,12 @@ from smollm3_finetune.installing.process import Done, run
 
 LOWEST = "22.2"
 """The first pip that resolves without installing and writes a report."""
+START = """
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
+"""Starts pip so that it can be interrupted and cleans up, even if this process was started in the background."""
 
 
 class Pip:
@@ -71,7 +77,7 @@ class Pip:
 
     def _run(self, *arguments: str, pins: Sequence[str] = ()) -> Done:
         retries = {} if "PIP_RETRIES" in os.environ else {"PIP_RETRIES": "2"}
-        done = run([sys.executable, "-m", "pip", *arguments], **retries)
+        done = run([sys.executable, "-P", "-c", START, *arguments], **retries)
         if done.code != 0:
             raise failure(done.text, self.name, pins)
         return done

@@ -6,11 +6,10 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
-PATIENCE = 20.0
+PATIENCE = 10.0
 """Seconds that a process gets to clean up after a request to stop."""
 SETTINGS = {
     "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_NO_COLOR": "1", "PIP_PROGRESS_BAR": "off",
@@ -47,12 +46,18 @@ def run(command: Sequence[str], **variables: str) -> Done:
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    first = signal.SIGINT if os.name == "posix" else signal.SIGTERM
-    asking: tuple[Callable[[], None], ...] = (partial(child.send_signal, first), child.terminate, child.kill)
-    for ask in asking:
+    """Interrupt a process and those that it started; end it if it does not clean up in time."""
+    for ask in (_interrupt, subprocess.Popen.terminate, subprocess.Popen.kill):
         if child.poll() is not None:
             return
         with contextlib.suppress(OSError):
-            ask()
+            ask(child)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.communicate(timeout=PATIENCE)
+
+
+def _interrupt(child: subprocess.Popen[str]) -> None:
+    if os.name == "posix":
+        os.killpg(child.pid, signal.SIGINT)  # the leader of its session
+    else:
+        child.terminate()
