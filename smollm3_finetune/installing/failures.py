@@ -21,7 +21,7 @@ LONGEST = 300
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 WANTS = re.compile(
     rf"(?:all versions of )?(?P<who>{_NAME})(?: |==)?(?P<version>[0-9][\w.+!]*)? depends? on "
-    rf"(?P<what>{_NAME}(?:\[[\w,.-]+\])?[^\n,]*?)(?=\n|,? and |, we can conclude|$)"
+    rf"(?P<what>{_NAME}(?:\[[\w,.-]+\])?[^\n]*?)(?=\n| and |, |$)"
 )
 """`acme 1.0 depends on torch<2`, in pip's words and in uv's."""
 NOT_FOUND = (
@@ -65,7 +65,7 @@ def _conflict(text: str, pins: Sequence[str]) -> SmolLM3Error | None:
     if not held or not re.search(r"conflicting dependencies|No solution found", text):
         return None
     by_name: dict[str, str] = {canonicalize_name(pin.partition("==")[0]): pin for pin in held}
-    wanted = [w for w in _wants(text) if w[1] in by_name]
+    wanted = [w for w in _wants(text) if w[1] in by_name and not _accepts(w[2], by_name[w[1]])]
     if not wanted:
         return None
     said = [f"{who} needs {what}, but {by_name[name].replace('==', ' ')} is installed" for who, name, what in wanted]
@@ -88,6 +88,11 @@ def _wants(text: str) -> Iterator[tuple[str, str, str]]:
         who = f"{found['who']} {found['version']}" if found["version"] else found["who"]
         if found["who"] != "requested":
             yield who, canonicalize_name(what.name), found["what"].strip()
+
+
+def _accepts(requirement: str, pin: str) -> bool:
+    """Whether a requirement accepts the version of a pin."""
+    return Requirement(requirement).specifier.contains(pin.partition("==")[2], prereleases=True)
 
 
 def _disk(text: str, pins: Sequence[str]) -> SmolLM3Error | None:

@@ -86,7 +86,7 @@ def make_plan(
     try:
         resolved = installer.resolve([r.argument for r in requests], pins.values(), sources, upgrades)
     except NotFound as e:
-        raise _not_found(e, requests, index) from e
+        raise _not_found(e, requests, index, installer, found) from e
     changes = [_change(one, requests, found) for one in resolved]
     plan = Plan(
         requests=tuple(requests),
@@ -189,9 +189,17 @@ def _name(requirement: str) -> str:
         return ""
 
 
-def _not_found(error: NotFound, requests: Sequence[Request], index: PluginIndex) -> Exception:
+def _not_found(
+    error: NotFound, requests: Sequence[Request], index: PluginIndex, installer: Installer,
+    found: Mapping[str, InstalledDistribution],
+) -> Exception:  # fmt: skip
     """The error of a distribution that no source has, with what the user may have meant."""
     name = _name(error.what) or error.what
+    if (one := found.get(name)) is not None and one.is_outside:
+        return IncompatibleError(
+            f"{one.title} is in {one.location}, where {installer.name} does not see it",
+            hint="install it into this environment, or use the one that it belongs to",
+        )
     request = next((r for r in requests if r.name == name), None)
     if request is None:
         asked = " and ".join(r.text for r in requests)
