@@ -237,7 +237,9 @@ def test_a_distribution_that_turns_out_not_to_be_a_plugin_is_uninstalled_again(
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
     installer = Recorded(PLUGIN, Resolved(name="zeta", version="1.0"), site=site)
-    with pytest.raises(SmolLM3Error, match="acme 1.0 is not a plugin of smollm3: .* acme, zeta were uninstalled again"):
+    with pytest.raises(
+        SmolLM3Error, match=r"acme 1.0 is not a plugin of smollm3: .* acme, zeta were uninstalled again"
+    ):
         install(planned(installer, "acme"))
     assert installer.removed == ["acme", "zeta"]
 
