@@ -40,7 +40,7 @@ COMMANDS = {
     "data": ("smollm3_finetune.cli.commands.data:data", "Preview training rows: text, tokens, loss mask, counts."),
     "runs": ("smollm3_finetune.cli.commands.runs:runs", "List, show, compare, report on or prune runs."),
     "compat": ("smollm3_finetune.cli.commands.compat:compat", "Show which quantizers work with which adapters."),
-    "plugins": ("smollm3_finetune.cli.commands.plugins:plugins", "List, inspect, check or create plugins."),
+    "plugins": ("smollm3_finetune.cli.commands.plugins:plugins", "Find, install, inspect, check or create plugins."),
     "config": (
         "smollm3_finetune.cli.commands.config:config",
         "Show or check a configuration, or print its JSON schema.",

@@ -250,6 +250,8 @@ class PluginRecord:
     error: str | None = None
     hint: str | None = None
     """For a broken plugin: what to do, for its author."""
+    file: str | None = field(default=None, compare=False)
+    """The file of its hook module; None if it was not imported."""
     exceptions: list[PluginError] = field(default_factory=list, repr=False, compare=False)
     """For a broken plugin: the error to raise if a run needs it."""
 
@@ -275,6 +277,11 @@ def known_components() -> dict[str, dict[str, str]]:
     """For each kind, the names of this project's components and the distribution of each; see `install_command`."""
     known: dict[str, dict[str, str]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
     return known
+
+
+def install_command(name: str) -> str:
+    """The command that installs the plugin which offers a component of this name, for a hint."""
+    return f"smollm3 plugins install {name}"
 
 
 def _mentions(record: PluginRecord, name: str) -> bool:
@@ -403,9 +410,7 @@ class Registry:
                 hint="omit --no-plugins, and unset SMOLLM3_DISABLE_PLUGINS",
             )
         if ours is not None:
-            from smollm3_finetune.components.install_hints import install_command
-
-            return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=install_command(ours))
+            return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=install_command(bare))
         distribution = name.rpartition(":")[0]
         if distribution and distribution not in {r.distribution for r in self.plugins}:
             offering = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}

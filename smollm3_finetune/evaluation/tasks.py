@@ -23,9 +23,14 @@ from smollm3_finetune.api import (
     OpenedTasks,
     Progress,
 )
-from smollm3_finetune.components.install_hints import install_command
 from smollm3_finetune.components.kinds import EVALUATOR
-from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, known_components
+from smollm3_finetune.components.registry import (
+    RegisteredComponent,
+    Registry,
+    attributed_to,
+    install_command,
+    known_components,
+)
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.schema import ComponentConfig
@@ -82,7 +87,8 @@ def _hint(registry: Registry) -> str:
     installed = [o.spec.name for o in registry.of(EVALUATOR)]
     missing = {name: where for name, where in known_components()["evaluator"].items() if name not in installed}
     hints = [f"--evaluator {name}" for name in installed]
-    return " or ".join([*hints, *map(install_command, dict.fromkeys(missing.values()))])
+    first = {where: name for name, where in reversed(missing.items())}
+    return " or ".join([*hints, *(install_command(name) for name in first.values())])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ import pytest
 
 from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, NoOptions, QuantizerSpec
 from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.components.install_hints import install_command
 from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, QUANTIZER, Kind
 from smollm3_finetune.components.registry import (
     KNOWN_FILE,
@@ -122,7 +121,7 @@ def test_a_known_name_that_is_not_installed_gets_the_install_command() -> None:
         with pytest.raises(UnknownComponentError) as caught:
             discover(PluginSelection.of([], no_plugins=True)).find(kind, name)
         if "is not installed" in caught.value.message:
-            assert caught.value.hint == install_command(folder)
+            assert caught.value.hint == f"smollm3 plugins install {name}"
         else:  # it is installed, and --no-plugins disables it
             assert f"is in {folder}, but installed plugins are disabled" in caught.value.message
     with pytest.raises(UnknownComponentError) as caught:

@@ -12,7 +12,6 @@ import pytest
 
 from smollm3_finetune.api import DocumentScore
 from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.components.install_hints import install_command
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, PluginError
@@ -152,7 +151,7 @@ def test_the_evaluator_that_claims_the_tasks_is_used_and_a_tie_is_an_error(plugi
 def test_a_task_that_nobody_claims_names_the_evaluators(plugin_file: Any) -> None:
     with pytest.raises(ConfigError, match="no installed evaluator recognizes the task 'arc_easy'") as caught:
         select_evaluator(registry_of(EXAMPLE), ["arc_easy"], ComponentConfig())
-    assert caught.value.hint == f"--evaluator exact-match or {install_command('smollm3-lm-eval')}"
+    assert caught.value.hint == "--evaluator exact-match or smollm3 plugins install lm-eval"
 
 
 def test_tasks_of_two_evaluators_are_an_error(plugin_file: Any) -> None:

@@ -41,6 +41,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("sweep",),
     ("compatibility",),
     ("checks",),
+    ("installing",),
     ("scaffold",),
     ("cli",),
     ("main",),

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.commands.plugins_check import check
+from smollm3_finetune.cli.commands.plugins_install import install, upgrade
 from smollm3_finetune.cli.commands.plugins_new import new
+from smollm3_finetune.cli.commands.plugins_search import search
+from smollm3_finetune.cli.commands.plugins_uninstall import uninstall
 from smollm3_finetune.cli.options import plugin_options
 from smollm3_finetune.cli.parsing import CommandGroup
 from smollm3_finetune.cli.session import discovered
@@ -23,11 +26,11 @@ if TYPE_CHECKING:
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def plugins() -> None:
-    """List, inspect, check or create plugins."""
+    """Find, install, inspect, check or create plugins."""
 
 
-plugins.add_command(new)
-plugins.add_command(check)
+for command in (search, install, upgrade, uninstall, new, check):
+    plugins.add_command(command)
 
 
 @plugins.command("list", short_help="List plugins: active, disabled or broken.")

@@ -1,0 +1,142 @@
+"""The program that installs: pip, or uv for an environment without pip or one that uv made."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from smollm3_finetune.errors import ConfigError, MissingRequirementError
+from smollm3_finetune.installing.environment import python
+from smollm3_finetune.paths import user_path
+
+VARIABLES = {"pip": ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"),
+             "uv": ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")}  # fmt: skip
+"""The variables with which a user names a package index or a folder of wheels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where distributions come from, besides what the user configured for pip or uv."""
+
+    index_url: str | None = None
+    find_links: tuple[str, ...] = ()
+    offline: bool = False
+    """Only `find_links`, no package index."""
+
+    @classmethod
+    def of(cls, index_url: str | None, find_links: Sequence[str], offline: bool) -> Sources:
+        """The sources that a user named. Raises ConfigError for a folder that does not exist."""
+        links = []
+        for text in find_links:
+            if "://" not in text:
+                path = user_path(text, "--find-links")
+                if not path.exists():
+                    raise ConfigError(
+                        f"--find-links {text} does not exist", hint="--find-links DIR, or --find-links URL"
+                    )
+                text = str(path.absolute())
+            links.append(text)
+        if offline and index_url is not None:
+            raise ConfigError("--offline uses no package index, but --index-url names one", hint="omit one of them")
+        return cls(index_url=index_url, find_links=tuple(links), offline=offline)
+
+    @property
+    def flags(self) -> list[str]:
+        """The options of pip and uv, which have the same names."""
+        index = ["--index-url", self.index_url] if self.index_url is not None else []
+        links = [part for link in self.find_links for part in ("--find-links", link)]
+        return [*index, *links, *(["--no-index"] if self.offline else [])]
+
+    def names_any(self, installer: Installer) -> bool:
+        """Whether the user names a source: an option, or a variable of pip or uv."""
+        return bool(self.index_url or self.find_links) or any(os.environ.get(v) for v in VARIABLES[installer.name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A distribution that would be installed."""
+
+    name: str
+    version: str
+    """Empty if only a build would tell: uv does not say the version of a direct reference."""
+    requires: tuple[str, ...] | None = None
+    """Its requirements; None: not known before it is installed."""
+    url: str = ""
+
+
+class Installer(Protocol):
+    name: str
+
+    def resolve(
+        self, wanted: Sequence[Sequence[str]], pins: Iterable[str], sources: Sources, upgrade: Sequence[str] = ()
+    ) -> list[Resolved]:
+        """What an installation would install; nothing is changed. Raises an error if there is no solution."""
+
+    def stage(self, wanted: Sequence[Sequence[str]], sources: Sources, folder: Path) -> None:
+        """Put these distributions, without their requirements, into a folder: as wheels, or unpacked."""
+
+    def install(
+        self, wanted: Sequence[Sequence[str]], pins: Iterable[str], sources: Sources, folder: Path, builds: bool
+    ) -> None:
+        """Install these distributions and their requirements, in the versions of `pins`, with what is staged.
+
+        `builds` says that one is built from sources, which may need tools that are not staged.
+        """
+
+    def uninstall(self, names: Sequence[str]) -> None:
+        """Uninstall these distributions."""
+
+    def shown(self, *arguments: str) -> str:
+        """A command of the installer for a message."""
+
+
+def choose_installer() -> Installer:
+    """pip, or uv if the environment has no pip or was made by uv. Raises MissingRequirementError without either."""
+    from smollm3_finetune.installing.pip import Pip
+    from smollm3_finetune.installing.uv import Uv
+
+    has_pip = importlib.util.find_spec("pip") is not None
+    if (not has_pip or _made_by_uv()) and (uv := _uv()) is not None:
+        return Uv(uv)
+    if has_pip:
+        return Pip()
+    raise MissingRequirementError(f"the environment {sys.prefix} has no pip, and uv was not found",
+                                  hint=f"{python()} -m ensurepip, or install uv")  # fmt: skip
+
+
+def _made_by_uv() -> bool:
+    try:
+        text = Path(sys.prefix, "pyvenv.cfg").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return any(line.partition("=")[0].strip() == "uv" for line in text.splitlines())
+
+
+def _uv() -> str | None:
+    """The program uv: that which runs this process, one on PATH, or that of the package uv."""
+    beside = Path(sys.executable).with_name("uv")
+    for path in (os.environ.get("UV"), shutil.which("uv"), str(beside)):
+        if path and os.access(path, os.X_OK) and Path(path).is_file():
+            return path
+    return None
+
+
+@contextlib.contextmanager
+def constraints_file(pins: Sequence[str]) -> Iterator[str]:
+    """The path of a file with constraints, which is deleted at the end."""
+    with tempfile.TemporaryDirectory(prefix="smollm3-install-") as work:
+        file = Path(work, "constraints.txt")
+        file.write_text("\n".join(pins) + "\n", encoding="utf-8")
+        yield str(file)
+
+
+def flat(wanted: Sequence[Sequence[str]]) -> list[str]:
+    return [part for parts in wanted for part in parts]
