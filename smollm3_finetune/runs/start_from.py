@@ -21,9 +21,10 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.base import base_of, without_pins
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.facts import facts_of
-from smollm3_finetune.runs.find import is_run, named_run
+from smollm3_finetune.runs.find import named_run
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS, saved_configuration
 from smollm3_finetune.runs.rundir import RUNS, RunDir
+from smollm3_finetune.runs.traces import is_run
 
 KEY = "from"
 ADAPTER_CONFIG = "adapter_config.json"
