@@ -135,6 +135,11 @@ def write_snapshot(registry: Registry, before: Folders | None = None) -> None:
     write_small(file, {**_about(folders), **offered, "files": file_states(_hook_files(registry))})
 
 
+def snapshot_of(registry: Registry) -> Snapshot:
+    """What a registry offers, without the plugins of `-p`."""
+    return _snapshot(_offered(registry))
+
+
 def add_options(component: OfferedComponent, options: Sequence[OfferedOption], files: Iterable[str]) -> None:
     """Add the options of a component, which `files` define, to the snapshot of this environment."""
     folders = package_folders()
