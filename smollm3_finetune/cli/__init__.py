@@ -46,7 +46,7 @@ COMMANDS = {
     "plugins": ("smollm3_finetune.cli.commands.plugins:plugins", "List, inspect, check or create plugins."),
     "config": (
         "smollm3_finetune.cli.commands.config:config",
-        "Show or check a configuration, or print its JSON schema.",
+        "Show or check a configuration, list presets, or print the JSON schema.",
     ),
     "cache": ("smollm3_finetune.cli.commands.cache:cache", "List, check or clean the cache."),
     "doctor": ("smollm3_finetune.cli.commands.doctor:doctor", "Check that this machine can run smollm3."),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
+from smollm3_finetune.config.preset import without_preset_sections
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, ModelError, SmolLM3Error
 from smollm3_finetune.files.json import json_object, read_json
@@ -84,6 +85,9 @@ def started(stated: LoadedConfig) -> Started | None:
             where = stated.origin("fresh_adapter")
             raise ConfigError(f"{where} needs a run or an adapter to merge", hint="--from RUN --fresh-adapter")
         return None
+    stated = without_preset_sections(stated, {"loader", "quant", *(() if config.fresh_adapter else ("adapter",))})
+    config = stated.config
+    assert config.start_from is not None
     directory, run = _located(config.start_from)
     saved = SavedAdapter.read(directory)
     title = str(run.path if run is not None and directory == run.adapter else directory)
