@@ -73,15 +73,32 @@ def test_a_preset_names_components_that_are_published_and_no_model_or_data(name:
         assert one.key[0] not in ("model", "output", "device", "from") and one.key != ("data", "path")
 
 
-@pytest.mark.plugins
-@pytest.mark.parametrize("name", NAMES)
-def test_a_preset_can_be_planned_on_the_built_in_model(name: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+def rows_for(name: str, tmp_path: Path) -> str:
     rows = [{"prompt": f"What is {n}?", "chosen": f"A number, {n}.", "rejected": "A word."} for n in range(8)]
     turns = [{"messages": [{"role": "user", "content": r["prompt"]}, {"role": "assistant", "content": r["chosen"]}]}
              for r in rows]  # fmt: skip
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in (rows if "apo" in name else turns)))
-    result = cli("train", "--preset", name, "--data", str(file), *CONTEXT, "--dry-run", "--json")
+    return str(file)
+
+
+@pytest.mark.plugins
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_is_valid_for_the_built_in_model(name: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+    """Components, options, pairing, packages and rows; the optimizer, which imports transformers, in the test below."""
+    usual = ("--set", "train.optimizer=adamw_torch", *CONTEXT)
+    result = cli("config", "validate", "--preset", name, "--data", rows_for(name, tmp_path), *usual)
+    assert result.code == 0, result.stderr
+    named = {s.key[0]: s.value for s in preset_settings(name) if s.key[-1] == "name"}
+    assert f"quantizer {named.get('quant', 'none')}, adapter {named['adapter']}" in result.stdout
+
+
+@pytest.mark.long
+@pytest.mark.plugins
+@pytest.mark.parametrize("name", NAMES)
+def test_a_preset_can_be_planned_on_the_built_in_model(name: str, cli: Callable[..., Any], tmp_path: Path) -> None:
+    file = rows_for(name, tmp_path)
+    result = cli("train", "--preset", name, "--data", file, *CONTEXT, "--dry-run", "--json")
     assert result.code == 0, result.stderr
     planned = json.loads(result.stdout)["config"]
     assert planned["preset"] == [name]
@@ -180,7 +197,7 @@ def test_a_preset_whose_plugin_is_not_installed_says_how_to_install_it(
 
 
 def test_a_value_of_a_preset_that_the_model_cannot_have_names_the_preset(cli: Callable[..., Any]) -> None:
-    result = cli("train", "--preset", "smollm3-sft", "--dry-run")
+    result = cli("config", "validate", "--preset", "smollm3-sft")
     assert "data.max_length=65536 (preset smollm3-sft) is more than the 2048 tokens" in result.stderr
     assert "--max-length 2048" in result.stderr
 
@@ -200,6 +217,7 @@ def test_config_show_has_the_origins(cli: Callable[..., Any]) -> None:
     assert re.search(r"learning_rate: 1e-05 +# --learning-rate", shown)
 
 
+@pytest.mark.long
 def test_finetune_takes_presets(rows_file: Path) -> None:
     from smollm3_finetune import finetune
 
