@@ -23,7 +23,8 @@ class Completer(ShellComplete):
     source_template = ""
 
     def __init__(self, shell: str) -> None:
-        super().__init__(root_command(), {}, "smollm3", VARIABLE)
+        self.root = root_command()
+        super().__init__(self.root, {}, "smollm3", VARIABLE)
         self.shell = shell
         self.inside = ""
         """What stands before the value in its word: `--quant=`."""
@@ -37,6 +38,12 @@ class Completer(ShellComplete):
         name, equals, _ = incomplete.partition("=")
         self.inside = f"{name}=" if equals and name.startswith("--") else ""
         return words[1:], incomplete
+
+    def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
+        command = next((a for a in args if not a.startswith("-")), None)
+        if command is not None and command not in self.root.summaries:
+            return []
+        return super().get_completions(args, incomplete)
 
     def complete(self) -> str:
         args, incomplete = self.get_completion_args()
