@@ -97,7 +97,7 @@ def test_tab_completes(terminal: Terminal) -> None:
     terminal.complete("smollm3 tra", "smollm3 train ")
     terminal.complete("smollm3 train --launcher torch", "--launcher torchrun ")
     terminal.complete("smollm3 train --adapter=fu", "--adapter=full ")
-    terminal.complete("smollm3 train --launcher torchrun --launcher-opt nod", "--launcher-opt nodes=")
+    terminal.complete("smollm3 train --launcher torchrun --launcher-opt proc", "--launcher-opt processes=")
     terminal.complete("smollm3 train --set train.sched", "--set train.schedule=")
     terminal.complete("smollm3 train --set train.schedule=lin", "train.schedule=linear ")
     terminal.complete("smollm3 train --data ro", "--data rows.jsonl ")
