@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import click
 
 from smollm3_finetune.cli.parsing import LazyGroup
@@ -43,10 +46,14 @@ COMMANDS = {
     "plugins": ("smollm3_finetune.cli.commands.plugins:plugins", "Find, install, inspect, check or create plugins."),
     "config": (
         "smollm3_finetune.cli.commands.config:config",
-        "Show or check a configuration, or print its JSON schema.",
+        "Show or check a configuration, list presets, or print the JSON schema.",
     ),
     "cache": ("smollm3_finetune.cli.commands.cache:cache", "List, check or clean the cache."),
     "doctor": ("smollm3_finetune.cli.commands.doctor:doctor", "Check that this machine can run smollm3."),
+    "completion": (
+        "smollm3_finetune.cli.commands.completion:completion",
+        "Print or install the completion of bash, zsh or fish.",
+    ),
 }
 
 
@@ -55,6 +62,14 @@ EPILOG = "smollm3 train without arguments fine-tunes a small built-in model in u
 
 class Commands(LazyGroup):
     """The group of all commands."""
+
+    def main(self, *args: Any, **values: Any) -> Any:
+        if asked := os.environ.get("_SMOLLM3_COMPLETE"):
+            from smollm3_finetune.cli.completion.answers import answer
+
+            click.echo(answer(asked))
+            return 0
+        return super().main(*args, **values)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.table:

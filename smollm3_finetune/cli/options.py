@@ -24,6 +24,7 @@ FLAGS: Mapping[str, tuple[str, ...]] = {
     "tracker": ("tracker", "name"),
     "data": ("data", "path"),
     "validation": ("data", "validation"),
+    "preset": ("preset",),
     "output": ("output",),
     "max_steps": ("train", "max_steps"),
     "max_time": ("train", "max_time"),
@@ -119,6 +120,7 @@ def run_options(f: F) -> F:
         "--set", "assign", multiple=True, metavar="A.B=C", help="Set any configuration key, e.g. train.save_every=200."
     )(f)
     f = click.option("--config", "config_file", metavar="FILE", help="Read settings from a YAML file.")(f)
+    f = config_flag("preset", "NAME", multiple=True)(f)
     f = config_flag("seed", "N")(f)
     f = config_flag("dtype", "NAME")(f)
     f = config_flag("device", "NAME")(f)

@@ -10,24 +10,29 @@ metadata of packages is parsed. Plugins of `-p` are not in it. A damaged file, o
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.cache.place import cache_folder
+from smollm3_finetune.cache.small import (
+    DAMAGED,
+    file_states,
+    read_small,
+    small_file,
+    text,
+    texts,
+    unchanged,
+    write_small,
+)
 from smollm3_finetune.version import __version__
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import Registry
 
 FORMAT = 1
-KEPT = 90 * 86400.0
-"""Seconds after which a file is deleted, when that of another environment is written."""
 METADATA = (".dist-info", ".egg-info")
 SWITCHED_OFF = ("1", "all", "true")
 INSTALLED = ("built in", "entry point")
@@ -103,11 +108,11 @@ def read_snapshot() -> Snapshot | None:
     None if there is none for the present state. Never raises; takes about a millisecond.
     """
     folders = package_folders()
-    if (file := _file(folders)) is None or (data := _read(file)) is None:
+    if (file := _file(folders)) is None or (data := read_small(file)) is None:
         return None
     try:
         return _without_disabled(_snapshot(data)) if _is_current(data, folders) else None
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):  # damaged
+    except DAMAGED:
         return None
 
 
@@ -123,19 +128,24 @@ def write_snapshot(registry: Registry, before: Folders | None = None) -> None:
     if before not in (None, folders) or (file := _file(folders)) is None:
         return
     offered = _offered(registry)
-    old = _read(file)
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):  # damaged
+    old = read_small(file)
+    with contextlib.suppress(*DAMAGED):
         if old is not None and _without_options(old) == offered and _is_current(old, folders, exactly=True):
             return
-    _write(file, {**_about(folders), **offered, "files": _stats(_hook_files(registry))})
+    write_small(file, {**_about(folders), **offered, "files": file_states(_hook_files(registry))})
+
+
+def snapshot_of(registry: Registry) -> Snapshot:
+    """What a registry offers, without the plugins of `-p`."""
+    return _snapshot(_offered(registry))
 
 
 def add_options(component: OfferedComponent, options: Sequence[OfferedOption], files: Iterable[str]) -> None:
     """Add the options of a component, which `files` define, to the snapshot of this environment."""
     folders = package_folders()
-    if (file := _file(folders)) is None or (data := _read(file)) is None:
+    if (file := _file(folders)) is None or (data := read_small(file)) is None:
         return
-    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError, RecursionError):  # damaged
+    with contextlib.suppress(*DAMAGED):
         if not _is_current(data, folders):
             return
         for row in data["components"]:
@@ -146,8 +156,8 @@ def add_options(component: OfferedComponent, options: Sequence[OfferedOption], f
             ):
                 row["options"] = [[o.name, o.type, o.default, o.help, list(o.values)] for o in options]
         known = {name for name, *_ in data["files"]}
-        data["files"] += _stats(f for f in dict.fromkeys(files) if f not in known)
-        _write(file, data)
+        data["files"] += file_states(f for f in dict.fromkeys(files) if f not in known)
+        write_small(file, data)
 
 
 # ------------------------------------------------------------------------------------------------------- the state
@@ -192,12 +202,8 @@ def _packages(folder: str) -> int:
 
 def _file(folders: Folders) -> str | None:
     """The file of this environment; None if there is no place for a cache."""
-    cache = cache_folder()
-    if cache is None:
-        return None
-    text = "\n".join([sys.version, sys.prefix, *(path for path, _ in folders)])
-    name = f"{zlib.crc32(text.encode('utf-8', 'surrogateescape')):08x}.json"
-    return os.path.join(os.path.expanduser(cache), "plugins", name)
+    about = "\n".join([sys.version, sys.prefix, *(path for path, _ in folders)])
+    return small_file("plugins", f"{zlib.crc32(about.encode('utf-8', 'surrogateescape')):08x}")
 
 
 def _about(folders: Folders) -> dict[str, Any]:
@@ -224,19 +230,7 @@ def _is_current(data: dict[str, Any], folders: Folders, *, exactly: bool = False
     for (path, modified), (_, known, packages) in zip(folders, data["folders"], strict=True):
         if modified != known and (exactly or packages != _packages(path)):
             return False
-    return all(_stat(path) == [path, *known] for path, *known in data["files"])
-
-
-def _stat(path: str) -> list[Any]:
-    try:
-        about = os.stat(path)
-    except OSError:
-        return [path, 0, 0]
-    return [path, about.st_mtime_ns, about.st_size]
-
-
-def _stats(files: Iterable[str]) -> list[list[Any]]:
-    return [_stat(file) for file in files]
+    return unchanged(data["files"])
 
 
 # -------------------------------------------------------------------------------------------------------- the file
@@ -278,32 +272,21 @@ def _snapshot(data: dict[str, Any]) -> Snapshot:
     plugins = (dict(zip(("name", "distribution", "version", "status"), row, strict=True)) for row in data["plugins"])
     components = (
         OfferedComponent(
-            aliases=tuple(map(_text, row["aliases"])),
+            aliases=tuple(map(text, row["aliases"])),
             options=None if row["options"] is None else tuple(map(_option, row["options"])),
-            **_texts(row, "kind", "name", "summary", "distribution", "plugin", "options_class"),
+            **texts(row, "kind", "name", "summary", "distribution", "plugin", "options_class"),
         )
         for row in data["components"]
     )
     return Snapshot(
-        tuple(OfferedPlugin(**_texts(p, "name", "distribution", "version", "status")) for p in plugins),
+        tuple(OfferedPlugin(**texts(p, "name", "distribution", "version", "status")) for p in plugins),
         tuple(components),
     )
 
 
 def _option(row: list[Any]) -> OfferedOption:
     name, kind, default, help, values = row
-    texts = _texts({"name": name, "type": kind, "default": default, "help": help}, "name", "type", "default", "help")
-    return OfferedOption(**texts, values=tuple(map(_text, values)))
-
-
-def _texts(row: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: _text(row[name]) for name in names}
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
+    return OfferedOption(text(name), text(kind), text(default), text(help), tuple(map(text, values)))
 
 
 def _without_disabled(snapshot: Snapshot) -> Snapshot:
@@ -317,28 +300,3 @@ def _without_disabled(snapshot: Snapshot) -> Snapshot:
         plugins=tuple(p for p in snapshot.plugins if (p.name, p.distribution) not in off),
         components=tuple(c for c in snapshot.components if (c.plugin, c.distribution) not in off),
     )
-
-
-def _read(file: str) -> dict[str, Any] | None:
-    try:
-        with open(file, encoding="utf-8") as stream:
-            data = json.load(stream)
-    except (OSError, ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _write(file: str, data: dict[str, Any]) -> None:
-    """Replace the file at once, if the cache can be written: a reader finds the old content or the new one."""
-    folder, partial = os.path.dirname(file), f"{file}.{os.getpid()}"
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as stream:
-            json.dump(data, stream, separators=(",", ":"), ensure_ascii=False)
-        os.replace(partial, file)
-        for entry in os.scandir(folder):
-            if entry.stat().st_mtime < time.time() - KEPT:
-                os.unlink(entry.path)
-    except (OSError, ValueError):  # read-only, full, or a text that cannot be encoded
-        with contextlib.suppress(OSError):
-            os.unlink(partial)

@@ -21,6 +21,8 @@ from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you
 DEFAULT = "default"
 GIVEN = ("given",)
 """The key that lists the options of components that were set, in a file that has other options too."""
+PRESET = ("preset",)
+"""The key that names presets."""
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
 """Two settings for the length of a run: the one in the later layer wins."""
 SHIP_AS = ("train", "ship_as")
@@ -101,11 +103,17 @@ def assignment(text: str, flag: str, section: str | None = None) -> Setting:
 def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
     """The configuration from its layers, validated except for the options of components.
 
-    Raises ConfigError or Problems with the origin of each invalid key.
+    The presets that they name are the layers below them. Raises ConfigError or Problems with the origin of each invalid
+    key.
     """
+    given_layers = [list(layer) for layer in layers]
+    if any(s.key == PRESET for layer in given_layers for s in layer):
+        from smollm3_finetune.config.preset import with_presets
+
+        given_layers = with_presets(given_layers)
     values: dict[tuple[str, ...], Setting] = {}
-    for layer in layers:
-        layer = _marked(layer)
+    for given_layer in given_layers:
+        layer = _marked(given_layer)
         for setting in layer:
             section = setting.key[0]
             if setting.key[1:] == ("name",) and section in COMPONENT_SECTIONS:

@@ -291,6 +291,9 @@ class RunConfig:
         default_factory=CalibrationConfig, metadata={"help": "Calibration data for quantizers."}
     )
     train: TrainConfig = field(default_factory=TrainConfig, metadata={"help": "The training loop."})
+    preset: tuple[str, ...] = option(
+        (), "Presets: published settings beneath all others; smollm3 config presets lists them."
+    )
     output: str | None = option(None, "Run directory; default: a new one under runs/.")
     device: str = option("auto", "Device: auto, cpu, cuda, cuda:1, mps, …")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = option(

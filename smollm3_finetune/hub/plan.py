@@ -23,7 +23,8 @@ from smollm3_finetune.model_files.card_metadata import metadata_fault
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import is_path, last_part
 from smollm3_finetune.runs.failure import failure_of
-from smollm3_finetune.runs.rundir import LOCK, RunDir
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.traces import LOCK
 
 TEXT = (".json", ".md", ".txt", ".jinja", ".py", ".yaml", ".yml")
 BASE_NAMED_IN = {DESCRIPTION: "model", "adapter_config.json": "base_model_name_or_path"}

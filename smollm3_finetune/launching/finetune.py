@@ -44,6 +44,7 @@ def finetune(
     device: str | None = None,
     dtype: str | None = None,
     seed: int | None = None,
+    preset: str | Sequence[str] | None = None,
     start_from: str | Path | None = None,
     fresh_adapter: bool | None = None,
     config: str | Path | None = None,
@@ -60,6 +61,7 @@ def finetune(
 
     `start_from` is the key `from`: a run or a saved adapter, which is trained further; with `fresh_adapter`, it is
     merged into its base, and a new adapter is trained. `config` is a YAML file that the other arguments override.
+    `preset` names published settings, or several, beneath all others.
     `resume` is a run to continue, or `auto`; only the settings that a resumed run may change can be given with it.
     `plugins` are files or modules, as `-p` takes them.
     With `dry_run`, everything is checked and the plan is returned: its directory, configuration and numbers of rows.
@@ -84,7 +86,7 @@ def finetune(
         "output": text_or_path("output", output) if output is not None else None,
         "device": torch_name("device", device) if device is not None else None,
         "dtype": torch_name("dtype", dtype) if dtype is not None else None,
-        "seed": seed,
+        "seed": seed, "preset": preset,
     }  # fmt: skip
     log = logging.getLogger("smollm3_finetune")
     names = plugin_names(plugins)

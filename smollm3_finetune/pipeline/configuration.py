@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
+from smollm3_finetune.config.preset import with_presets
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.pipeline.stage import Kind, PipelineFile, Ref, Stage
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS, saved_configuration
@@ -28,8 +29,8 @@ Directories = Mapping[str, Path]
 def layers(pipeline: PipelineFile, stage: Stage, results: Directories) -> list[list[Setting]]:
     """The layers of a stage's configuration. A reference to a stage without a directory in `results` is left out."""
     unused = UNUSED[stage.kind]
-    defaults = [s for s in pipeline.defaults if s.key[0] not in unused and not _decided(stage, s)]
-    own = list(stage.settings)
+    *below, own = with_presets([pipeline.defaults, stage.settings])
+    defaults = [[s for s in layer if s.key[0] not in unused and not _decided(stage, s)] for layer in below]
     if stage.kind == "quantize" and stage.quantize is not None:
         origin = stage.origins.get("quant.name", stage.origin)
         own.append(Setting(key=("quant", "name"), value=stage.quantize.name, origin=origin))
@@ -41,7 +42,7 @@ def layers(pipeline: PipelineFile, stage: Stage, results: Directories) -> list[l
         key = START if stage.kind == "train" else "model"
         if (path := _path(stage.start, results)) is not None:
             own.append(Setting(key=(key,), value=path, origin=stage.start.origin))
-    return [defaults, own]
+    return [*defaults, own]
 
 
 def _decided(stage: Stage, default: Setting) -> bool:

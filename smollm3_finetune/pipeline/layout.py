@@ -20,7 +20,8 @@ from smollm3_finetune.files.json import json_object
 from smollm3_finetune.files.locks import is_held, locked
 from smollm3_finetune.files.partial import PARTIAL, delete_unfinished
 from smollm3_finetune.paths import check_below_directories, user_path
-from smollm3_finetune.runs.rundir import LOCK, RUNS
+from smollm3_finetune.runs.rundir import RUNS
+from smollm3_finetune.runs.traces import LOCK
 
 
 class Described(Protocol):

@@ -10,13 +10,8 @@ from pathlib import Path
 
 from smollm3_finetune.errors import ConfigError, ModelError, did_you_mean
 from smollm3_finetune.paths import user_path
-from smollm3_finetune.runs.rundir import LOCK, RUNS, RunDir
-
-OURS = {LOCK, "versions.json", "metrics.jsonl", "before.json", "trained.json", "report.json", "error.json", "adapter",
-        "checkpoints"}  # fmt: skip
-"""Any of these beside run.yaml makes a directory a run; a run.yaml alone may be the user's own configuration."""
-TRACES = {"metrics.jsonl", "before.json", "trained.json", "report.json"}
-"""Any of these beside versions.json is a run whose run.yaml is missing."""
+from smollm3_finetune.runs.rundir import RUNS, RunDir
+from smollm3_finetune.runs.traces import is_run, run_folders
 
 
 def find_runs(folder: Path) -> Iterator[RunDir]:
@@ -25,31 +20,7 @@ def find_runs(folder: Path) -> Iterator[RunDir]:
     Directories inside a run are not searched, nor hidden ones. A directory that cannot be read is skipped; one that
     several links lead to is searched once.
     """
-    seen: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
-        names: set[str] = set()
-        inside: list[Path] = []
-        with contextlib.suppress(OSError):
-            about = os.stat(here)
-            if (about.st_dev, about.st_ino) in seen:
-                continue
-            seen.add((about.st_dev, about.st_ino))
-            with os.scandir(here) as entries:
-                for entry in entries:
-                    names.add(entry.name)
-                    if not entry.name.startswith(".") and entry.is_dir():
-                        inside.append(here / entry.name)
-        if is_run(names):
-            yield RunDir(here)
-        else:
-            waiting += inside
-
-
-def is_run(names: set[str]) -> bool:
-    """Whether a directory with these entries is a run, perhaps a damaged one."""
-    return bool(names & OURS) if "run.yaml" in names else "versions.json" in names and bool(names & TRACES)
+    yield from (RunDir(Path(path)) for path in run_folders(str(folder)))
 
 
 def runs_folder(text: str | None) -> Path:

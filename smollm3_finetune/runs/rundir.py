@@ -52,11 +52,11 @@ from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.runs.best import BEST
 from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
 from smollm3_finetune.runs.measurements import Measurements
+from smollm3_finetune.runs.traces import LOCK
 
 RUNS = Path("runs")
 LONGEST = 120
 """Characters of a run's title in the name of its directory: a file system takes 255 bytes."""
-LOCK = ".smollm3-lock"
 LAUNCH, LAUNCHED, LAUNCHER = "launch.json", ".launched", "launcher"
 """What a launching process hands over, where the processes of the run write what ended them, and files of the launcher,
 such as the number of a job."""

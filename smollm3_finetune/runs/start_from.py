@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
+from smollm3_finetune.config.preset import without_preset_sections
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, ModelError, SmolLM3Error
 from smollm3_finetune.files.json import json_object, read_json
@@ -21,9 +22,10 @@ from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.base import base_of, without_pins
 from smollm3_finetune.runs.checkpoints import Checkpoint
 from smollm3_finetune.runs.facts import facts_of
-from smollm3_finetune.runs.find import is_run, named_run
+from smollm3_finetune.runs.find import named_run
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS, saved_configuration
 from smollm3_finetune.runs.rundir import RUNS, RunDir
+from smollm3_finetune.runs.traces import is_run
 
 KEY = "from"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -83,6 +85,9 @@ def started(stated: LoadedConfig) -> Started | None:
             where = stated.origin("fresh_adapter")
             raise ConfigError(f"{where} needs a run or an adapter to merge", hint="--from RUN --fresh-adapter")
         return None
+    stated = without_preset_sections(stated, {"loader", "quant", *(() if config.fresh_adapter else ("adapter",))})
+    config = stated.config
+    assert config.start_from is not None
     directory, run = _located(config.start_from)
     saved = SavedAdapter.read(directory)
     title = str(run.path if run is not None and directory == run.adapter else directory)

@@ -17,7 +17,8 @@ from smollm3_finetune.files.locks import is_held
 from smollm3_finetune.runs.facts import RunFacts, facts_of
 from smollm3_finetune.runs.failure import failure_of
 from smollm3_finetune.runs.part_of import parts_of
-from smollm3_finetune.runs.rundir import LOCK, RunDir
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.traces import LOCK
 
 State = Literal["running", "finished", "interrupted", "failed", "damaged"]
 STATES: tuple[State, ...] = ("running", "finished", "interrupted", "failed", "damaged")

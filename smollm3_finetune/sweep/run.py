@@ -17,8 +17,8 @@ from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.files.locks import is_held
 from smollm3_finetune.launching.start import hand_over
 from smollm3_finetune.pipeline.state import Record, State, read_state
-from smollm3_finetune.runs.rundir import LOCK
 from smollm3_finetune.runs.summary import RunSummary
+from smollm3_finetune.runs.traces import LOCK
 from smollm3_finetune.sweep.decide import SweepTrial
 from smollm3_finetune.sweep.plan import plan_trials
 from smollm3_finetune.sweep.sweep import Sweep

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from smollm3_finetune.files.locks import is_held
-from smollm3_finetune.runs.rundir import LOCK
 from smollm3_finetune.runs.summary import RunSummary
+from smollm3_finetune.runs.traces import LOCK
 from smollm3_finetune.sweep.decide import SweepTrial
 from smollm3_finetune.sweep.results import Finished, Ranking, TrialResult, rank
 

@@ -15,7 +15,8 @@ from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
 from smollm3_finetune.components.suggestions import with_suggestions
-from smollm3_finetune.config.load import SHIP_AS, LoadedConfig, plain, set_options, ship_config
+from smollm3_finetune.config.load import DEFAULT, SHIP_AS, LoadedConfig, plain, set_options, ship_config
+from smollm3_finetune.config.preset import presets_named
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, RunConfig
 from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
 from smollm3_finetune.data.plan import select_rows
@@ -175,7 +176,8 @@ def plan_run(
     about_model = collect.run(lambda: select_model(registry, request))
     launcher = collect.run(lambda: select_launcher(registry, loaded))
     layout = None if launcher is None else collect.run(lambda: planned_layout(launcher, launches=launches))
-    collect.finish()
+    with presets_named(loaded):
+        collect.finish()
     assert about_rows is not None and about_model is not None and launcher is not None and layout is not None
     context = make_context()
     if launches:
@@ -189,7 +191,8 @@ def plan_run(
         model, kept = with_kept_calibration(start, model)
     else:
         earlier = None if checkpoint is None or run is None else earlier_of(run, config.start_from)
-        model = replace(plan_model(registry, about_model, context), earlier=earlier)
+        with presets_named(loaded):
+            model = replace(plan_model(registry, about_model, context), earlier=earlier)
     assert model.adapter is not None
     continues = model.start_from is not None
     reference = plan_reference(
@@ -241,7 +244,8 @@ def check_length(loaded: LoadedConfig, model: ModelPlan) -> None:
     if room is None or wanted <= room:
         return
     stretch = hasattr(model.loader.options, "context") and yarn_problem(model.source.config, model.ref) is None
-    default = "" if "data.max_length" in loaded.origins else " (the default)"
+    origin = loaded.origin("data.max_length")
+    default = " (the default)" if origin == DEFAULT else f" ({origin})" if origin.startswith("preset ") else ""
     raise ConfigError(
         f"data.max_length={wanted}{default} is more than the {room} tokens that {model.ref!r} supports",
         hint=f"--loader-opt context={wanted} (YaRN), or --max-length {room}" if stretch else f"--max-length {room}",

@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.json, "dump", full)
+        patch.setattr(json, "dump", full)
         write_snapshot(discover())
     assert list((default_root() / "plugins").iterdir()) == []
 
@@ -211,12 +211,13 @@ def test_a_full_disk_leaves_no_part_of_it(monkeypatch: pytest.MonkeyPatch) -> No
 WRITER = """
 import sys
 from smollm3_finetune.components.discovery import discover
+from smollm3_finetune.cache.small import write_small
 from smollm3_finetune.components import snapshot
 registry, folders = discover(), snapshot.package_folders()
 data = {**snapshot._about(folders), **snapshot._offered(registry), "files": []}
 snapshot.write_snapshot(registry)
 for _ in range(60):
-    snapshot._write(snapshot._file(folders), data)
+    write_small(snapshot._file(folders), data)
     found = snapshot.read_snapshot()
     assert found is not None and found.components
 """
@@ -253,5 +254,5 @@ def test_reading_imports_no_metadata_and_no_plugin() -> None:
         "print(sorted(m for m in sys.modules if m.startswith(('importlib.metadata', 'smollm3_', 'pluggy', 'email'))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    own = ("cache", "cache.place", "components", "components.snapshot", "version")
+    own = ("cache", "cache.place", "cache.small", "components", "components.snapshot", "version")
     assert done.stdout.strip() == str(["smollm3_finetune", *(f"smollm3_finetune.{m}" for m in own)])

@@ -18,7 +18,8 @@ from smollm3_finetune.files.locks import locked
 from smollm3_finetune.report.page import TEMPLATES
 from smollm3_finetune.report.recorded import add_warnings
 from smollm3_finetune.report.write import MOST_RUNS, write_report
-from smollm3_finetune.runs.rundir import LOCK, RunDir
+from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.traces import LOCK
 
 MakeRun = Callable[..., RunDir]
 Parsed = Callable[[Path], Any]

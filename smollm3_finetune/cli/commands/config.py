@@ -1,4 +1,4 @@
-"""`smollm3 config show|validate|schema`. Does not import torch."""
+"""`smollm3 config show|validate|presets|schema`. Does not import torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from smollm3_finetune.cli.options import plugin_options, run_options
+from smollm3_finetune.cli.options import debug_option, plugin_options, run_options
 from smollm3_finetune.cli.parsing import CommandGroup, RowsCommand
 from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def config() -> None:
-    """Show or check a configuration, or print its JSON schema."""
+    """Show or check a configuration, list presets, or print the JSON schema."""
 
 
 @config.command(cls=RowsCommand, short_help="Print a configuration with the origin of each value.")
@@ -74,6 +74,29 @@ def validate(**values: Any) -> str:
         f"adapter {plan.model.adapter.component.spec.name}; "
         f"{counted(sum(plan.survey.train), 'training row')}, {counted(sum(plan.survey.held_out), 'held-out row')}"
     )
+
+
+@config.command(short_help="List the presets, or print one with its sources.")
+@click.argument("name", required=False)
+@debug_option
+def presets(name: str | None) -> None:
+    """List the presets: published settings for --preset. With NAME, print its file, which cites the sources."""
+    from smollm3_finetune.config.preset import preset_text
+    from smollm3_finetune.config.preset_names import preset_summaries
+
+    if name is not None:
+        click.echo(preset_text(name), nl=False)
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("preset", no_wrap=True)
+    table.add_column("settings", overflow="fold")
+    for preset, summary in preset_summaries().items():
+        table.add_row(preset, Text(summary))
+    Console().print(table)
 
 
 @config.command(short_help="Print the JSON schema of run.yaml.")

@@ -1,0 +1,90 @@
+"""The command line as completion needs it: commands and options without the code of the commands."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from smollm3_finetune.cli.completion.offered import offered
+from smollm3_finetune.cli.completion.stored import stored_command
+from smollm3_finetune.cli.completion.values import complete
+
+SETTINGS = {"help_option_names": [], "ignore_unknown_options": True, "allow_extra_args": True}
+
+
+class LightCommand(click.Command):
+    """A command whose options are completed also before their first dash is typed."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        found = super().shell_complete(ctx, incomplete or "--")
+        return [_first_sentence(item) for item in found]
+
+
+class LightGroup(click.Group):
+    """A group whose commands are known by name and summary."""
+
+    def __init__(self, *args: Any, summaries: dict[str, str], **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.summaries = summaries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.summaries)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        if incomplete.startswith("-"):
+            return [_first_sentence(i) for i in click.Command.shell_complete(self, ctx, incomplete)]
+        return [CompletionItem(n, help=text) for n, text in self.summaries.items() if n.startswith(incomplete)]
+
+
+class Root(LightGroup):
+    """`smollm3`: the built-in commands, and those of plugins."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.summaries:
+            return None
+        described = stored_command(cmd_name)
+        return None if described is None else light_command(cmd_name, described)
+
+
+def root_command() -> Root:
+    from smollm3_finetune.cli import COMMANDS
+
+    summaries = {name: text for name, (_, text) in COMMANDS.items()}
+    for component in offered().of("command"):
+        summaries.setdefault(component.name, component.summary)
+    flags = [
+        click.Option(["--version"], is_flag=True, help="Show the version and exit."),
+        click.Option(["-h", "--help"], is_flag=True, help="Show this message and exit."),
+    ]
+    return Root("smollm3", summaries=summaries, params=flags, context_settings=SETTINGS, add_help_option=False)
+
+
+def light_command(name: str, described: dict[str, Any]) -> click.Command:
+    """A command, or a group with its commands, from what `describe_command` returned."""
+    params = [_parameter(row, described) for row in described["params"]]
+    common: dict[str, Any] = {"params": params, "context_settings": SETTINGS, "add_help_option": False}
+    if described["commands"] is None:
+        return LightCommand(name, **common)
+    inner = described["commands"]
+    group = LightGroup(name, summaries={n: row["help"] for n, row in inner.items()}, **common)
+    for inner_name, row in inner.items():
+        group.add_command(light_command(inner_name, row))
+    return group
+
+
+def _parameter(row: dict[str, Any], described: dict[str, Any]) -> click.Parameter:
+    values = functools.partial(complete, row, described)
+    if row["argument"]:
+        return click.Argument([row["name"]], nargs=row["nargs"], required=False, shell_complete=values)
+    return click.Option(
+        [*row["opts"], row["name"]], is_flag=row["flag"], multiple=row["multiple"], hidden=row["hidden"],
+        nargs=row["nargs"], help=row["help"], shell_complete=values,
+    )  # fmt: skip
+
+
+def _first_sentence(item: CompletionItem[str]) -> CompletionItem[str]:
+    head, dot, _ = (item.help or "").partition(". ")
+    return CompletionItem(item.value, type=item.type, help=f"{head}{dot.strip()}")
