@@ -65,6 +65,7 @@ class AdaptedTrainer(ShardedTrainer):
     save_times: SaveTimes
     own_optimizer: PluginOptimizer | None = None
     """The optimizer of a plugin."""
+    optimizer: Any
     rates: Mapping[str, float] = MappingProxyType({})
     """The learning rates of the groups after the first one that differ from it, in the last step."""
     observer: Observer | None = None
