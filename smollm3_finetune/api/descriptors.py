@@ -379,6 +379,10 @@ class OptimizerSpec(ComponentSpec):
 class TrackerSpec(ComponentSpec):
     """Offers a `Tracker`: what receives the metrics of a run."""
 
+    check: Callable[[Any, Env], None] | None = None
+    """`check(options, env)` raises a SmolLM3Error if the options cannot be used, such as a missing environment
+    variable. Light, and without network access: called while a run is planned."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommandSpec(ComponentSpec):

@@ -13,12 +13,14 @@ from smollm3_finetune.runs.rundir import RunDir
 
 START = "from"
 """The key of a run configuration for the adapter that a run trains further."""
+OF_TRAINING = ("train", "launcher", "optimizer", "tracker")
+"""Keys that only the training of a run uses."""
 UNUSED: Mapping[Kind, tuple[str, ...]] = {
     "train": (),
-    "merge": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
-    "quantize": ("quant", "adapter", "train", "launcher"),
-    "export": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
-    "eval": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
+    "merge": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", *OF_TRAINING),
+    "quantize": ("quant", "adapter", *OF_TRAINING),
+    "export": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", *OF_TRAINING),
+    "eval": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", *OF_TRAINING),
 }
 """Defaults of the file that a stage does not use."""
 Directories = Mapping[str, Path]

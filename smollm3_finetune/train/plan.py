@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LAUNCHER, LOADER, OBJECTIVE, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LAUNCHER, LOADER, OBJECTIVE, QUANTIZER, TRACKER, Kind
 from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
@@ -39,11 +39,12 @@ from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.layout import Layout
 from smollm3_finetune.train.early import check_options
-from smollm3_finetune.train.launcher import check_launcher_options, planned_layout, select_launcher
+from smollm3_finetune.train.launcher import check_launcher_options, is_own_process, planned_layout, select_launcher
 from smollm3_finetune.train.own_base import OwnBase, plan_own_base
 from smollm3_finetune.train.sharding import FSDP, ShardingPlan, plan_sharding
 from smollm3_finetune.train.shipping import check_shipping
 from smollm3_finetune.train.starting import adapter_to_train, plan_started, with_kept_calibration
+from smollm3_finetune.train.tracker import check_tracker, select_tracker
 from smollm3_finetune.train.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class RunPlan:
     """What starts, or has started, the processes of the run."""
     layout: Layout
     """The processes of the run, which may not have been started yet."""
+    tracker: SelectedComponent | None = None
+    """What receives the metrics, beside the trackers of `train.report_to`."""
     sharding: ShardingPlan | None = None
     """What the processes share; None if each of them has all weights."""
     part_of: Mapping[str, str] | None = None
@@ -123,7 +126,7 @@ class RunPlan:
         """Every component of the run."""
         formatters = [s.formatter for s in self.rows.sources]
         model = (self.model.loader, self.model.quantizer, self.model.adapter)
-        selected = (*model, self.objective, *formatters, self.launcher)
+        selected = (*model, self.objective, *formatters, self.launcher, self.tracker)
         return [c for c in selected if c is not None]
 
 
@@ -174,12 +177,16 @@ def plan_run(
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     about_model = collect.run(lambda: select_model(registry, request))
     launcher = collect.run(lambda: select_launcher(registry, loaded))
+    tracker = collect.run(lambda: select_tracker(registry, loaded))
     layout = None if launcher is None else collect.run(lambda: planned_layout(launcher, launches=launches))
     collect.finish()
     assert about_rows is not None and about_model is not None and launcher is not None and layout is not None
     context = make_context()
+    env = environment(context.device, Purpose.TRAIN)
     if launches:
-        check_launcher_options(launcher, environment(context.device, Purpose.TRAIN))
+        check_launcher_options(launcher, env)
+    if tracker is not None and (launches or is_own_process(launcher)):  # a launched process has nobody to fix it
+        check_tracker(tracker, env)
     own_base = kept = None
     if start is not None:
         own_base = plan_own_base(registry, start, context)
@@ -215,6 +222,8 @@ def plan_run(
     check_values(reference, objective, settled.config.train)
     chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
     chosen[LAUNCHER] = launcher
+    if tracker is not None:
+        chosen[TRACKER] = tracker
     resolved = _resolved(settled.config, model, chosen, rows, calibration, request.add_tokens)
     return RunPlan(
         config=resolved if start is None else replace(resolved, start_from=start.reference),
@@ -228,6 +237,7 @@ def plan_run(
         calibration=calibration,
         asked=asked,
         launcher=launcher,
+        tracker=tracker,
         layout=layout,
         sharding=sharding,
         kept_calibration=kept,
