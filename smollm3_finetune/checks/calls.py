@@ -22,7 +22,16 @@ from smollm3_finetune.api import (
     directory_source,
 )
 from smollm3_finetune.components.contract import described
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, EXPORTER, FORMATTER, LAUNCHER, LOADER, QUANTIZER
+from smollm3_finetune.components.kinds import (
+    ADAPTER,
+    EVALUATOR,
+    EXPORTER,
+    FORMATTER,
+    LAUNCHER,
+    LOADER,
+    QUANTIZER,
+    TRACKER,
+)
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import PluginTimeoutError, SmolLM3Error
@@ -68,6 +77,9 @@ def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, s
     if component.kind is LAUNCHER:
         yield ("it states the processes of a run, or refuses its options with a hint", _launch(component, options),
                "return a number or None from processes, and raise ConfigError with a hint in check")  # fmt: skip
+    if component.kind is TRACKER and getattr(component.spec, "check", None) is not None:
+        yield ("check accepts its options, or refuses them with a hint", _check_options(component, options),
+               "raise ConfigError with a hint; return nothing")  # fmt: skip
     if component.kind is LOADER:
         yield ("open returns a source, or refuses the reference with a hint", _open(component, options),
                "raise ModelError with a hint; return a ModelSource")  # fmt: skip
@@ -109,6 +121,15 @@ def _launch(component: RegisteredComponent, options: Any) -> str:
         _, problem = _called(component, "check(options, env)", partial(spec.check, options, env))
         if problem:
             return problem
+    return ""
+
+
+def _check_options(component: RegisteredComponent, options: Any) -> str:
+    check = component.spec.check  # type: ignore[attr-defined]
+    for env in environments():
+        answer, problem = _called(component, "check(options, env)", partial(check, options, env))
+        if problem or answer is not None:
+            return problem or f"check(options, env) returned {described(answer)}, which is ignored"
     return ""
 
 
@@ -210,6 +231,8 @@ def light_calls(component: RegisteredComponent) -> Iterator[Call]:
             yield "refine", None, partial(refine, spec, options, env)
     if component.kind is LAUNCHER:
         yield "processes, sharding or check", TORCH, lambda: _launch(component, options)
+    elif component.kind is TRACKER and spec.check is not None:
+        yield "check", TORCH, lambda: _check_options(component, options)
     elif (check := getattr(spec, "check", None)) is not None:
         yield "check", TORCH, lambda: check(options, _small_source())
     if component.kind is LOADER:
