@@ -388,8 +388,9 @@ class TrackerSpec(ComponentSpec):
 class CommandSpec(ComponentSpec):
     """Offers a command, `smollm3 NAME`.
 
-    `factory` is the dotted name of a `click.Command` or group, imported when the command is used. `name` must not be
-    that of a built-in command. Its functions get a `CommandTools` with `@click.pass_obj`.
+    `factory` is the dotted name of a `click.Command` or group, imported when the command is used or its help is shown:
+    import torch inside its functions. They get a `CommandTools` with `@click.pass_obj`. `name` must not be that of a
+    built-in command. `options` is not used: a command declares its options with click.
     """
 
 

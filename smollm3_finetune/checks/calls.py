@@ -24,6 +24,7 @@ from smollm3_finetune.api import (
 from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import (
     ADAPTER,
+    COMMAND,
     EVALUATOR,
     EXPORTER,
     FORMATTER,
@@ -219,6 +220,9 @@ def light_calls(component: RegisteredComponent) -> Iterator[Call]:
     With each call, the modules that the function must not import; None: no large library.
     """
     spec: Any = component.spec
+    if component.kind is COMMAND:
+        yield "--help", TORCH, component.command
+        return
     if (claims := getattr(spec, "claims", None)) is not None:
         for subject in CLAIMED[component.kind]:
             yield "claims", None, partial(claims, subject)
