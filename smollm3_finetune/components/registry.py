@@ -258,6 +258,8 @@ class PluginRecord:
     error: str | None = None
     hint: str | None = None
     """For a broken plugin: what to do, for its author."""
+    file: str | None = field(default=None, compare=False)
+    """The file of its hook module; None if it was not imported."""
     exceptions: list[PluginError] = field(default_factory=list, repr=False, compare=False)
     """For a broken plugin: the error to raise if a run needs it."""
 
