@@ -75,6 +75,24 @@ class Commands(LazyGroup):
         _quiet_libraries()
         return name, find_command(ctx, name, plugins, self.list_commands(ctx)), args[1:]
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_commands(ctx, formatter)
+        if rows := _commands_of_plugins():
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl(rows)
+
+
+def _commands_of_plugins() -> list[tuple[str, str]]:
+    """The commands of the installed plugins and their summaries, from the snapshot: no plugin is imported."""
+    from smollm3_finetune.components.snapshot import read_snapshot
+
+    snapshot = read_snapshot()
+    offered = snapshot.of("command") if snapshot is not None else []
+    names = [one.name for one in offered]
+    return [
+        (one.name if names.count(one.name) == 1 else f"{one.distribution}:{one.name}", one.summary) for one in offered
+    ]
+
 
 @click.group(
     cls=Commands,
