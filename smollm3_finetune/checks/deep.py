@@ -15,6 +15,7 @@ from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.plugin import Target
 from smollm3_finetune.components.kinds import (
     ADAPTER,
+    COMMAND,
     EVALUATOR,
     EXPORTER,
     FORMATTER,
@@ -22,6 +23,7 @@ from smollm3_finetune.components.kinds import (
     LOADER,
     OBJECTIVE,
     QUANTIZER,
+    TRACKER,
 )
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import MissingRequirementError
@@ -29,7 +31,7 @@ from smollm3_finetune.errors import MissingRequirementError
 CLASSES = {
     QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance", FORMATTER: "FormatterConformance",
     OBJECTIVE: "ObjectiveConformance", EXPORTER: "ExporterConformance",
-    LAUNCHER: "LauncherConformance",
+    LAUNCHER: "LauncherConformance", TRACKER: "TrackerConformance", COMMAND: "CommandConformance",
 }  # fmt: skip
 """The kit's test classes."""
 NEED_REFERENCE = {LOADER: "model", EVALUATOR: "task"}

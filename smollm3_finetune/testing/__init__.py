@@ -33,17 +33,22 @@ if TYPE_CHECKING:
     from smollm3_finetune.testing.launchers import LauncherConformance
     from smollm3_finetune.testing.loaders import LoaderConformance
     from smollm3_finetune.testing.objectives import ObjectiveConformance
+    from smollm3_finetune.testing.plugin_commands import CommandConformance, finished_run
     from smollm3_finetune.testing.quantizers import QuantizerConformance
     from smollm3_finetune.testing.stub import stub_base, stub_dense
+    from smollm3_finetune.testing.trackers import TrackerConformance
 
 HEAVY = {
     "AdapterConformance": "adapters",
+    "CommandConformance": "plugin_commands",
     "EvaluatorConformance": "evaluators",
     "ExporterConformance": "exporters",
     "LauncherConformance": "launchers",
     "LoaderConformance": "loaders",
     "ObjectiveConformance": "objectives",
     "QuantizerConformance": "quantizers",
+    "TrackerConformance": "trackers",
+    "finished_run": "plugin_commands",
     "stub_base": "stub",
     "stub_dense": "stub",
 }
@@ -59,6 +64,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AdapterConformance",
     "Cache",
+    "CommandConformance",
     "Comparison",
     "EvaluatorConformance",
     "ExporterConformance",
@@ -67,9 +73,11 @@ __all__ = [
     "LoaderConformance",
     "ObjectiveConformance",
     "QuantizerConformance",
+    "TrackerConformance",
     "check_composition",
     "context",
     "dense_copy",
+    "finished_run",
     "mixture_source",
     "plan",
     "relative_error",
