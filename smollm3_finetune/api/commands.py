@@ -77,7 +77,7 @@ class CommandTools(Protocol):
     progress: Progress
 
     def run(self, reference: str | Path) -> SavedRun:
-        """Open the directory of a run. Raises ModelError if it is not a run."""
+        """Open a run: its directory, or its name in `runs/`. Raises ModelError if there is none, or it is damaged."""
         ...
 
     def model(self, reference: str | Path, **settings: Any) -> OpenedModel:

@@ -33,7 +33,7 @@ class PluginCommand(click.Command):
             self._check_requirements()
         command: click.Command = self.component.command()
         add_debug(command)
-        about: dict[str, Any] = {"parent": ctx.parent, "obj": Tools(plugins=self.plugins)}
+        about: dict[str, Any] = {"parent": ctx.parent, "obj": Tools(ctx.info_name or "", self.plugins)}
         with attributed(self.component), command.make_context(ctx.info_name, list(ctx.args), **about) as inner:
             command.invoke(inner)
         return None  # what it returns is not the exit code

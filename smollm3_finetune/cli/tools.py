@@ -13,7 +13,7 @@ import click
 
 from smollm3_finetune.api import Progress
 from smollm3_finetune.cli.session import find_plugins, say_warning, stdout_to_stderr
-from smollm3_finetune.errors import ConfigError, DataError, did_you_mean
+from smollm3_finetune.errors import ConfigError, ModelError, did_you_mean
 from smollm3_finetune.progress import for_stream
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ class RunFiles:
 class Tools:
     """The tools of one call of a command."""
 
+    command: str
+    """Its name, for hints."""
     plugins: Sequence[str] = ()
     """The values of `smollm3 -p`."""
     progress: Progress = field(default_factory=for_stream)
@@ -51,13 +53,13 @@ class Tools:
     def run(self, reference: str | Path) -> RunFiles:
         from smollm3_finetune.config.yaml12 import read_yaml
         from smollm3_finetune.files.json import json_object
-        from smollm3_finetune.runs.rundir import RunDir
+        from smollm3_finetune.runs.find import named_run, runs_folder
         from smollm3_finetune.runs.summary import RunSummary
 
-        run = RunDir.existing(reference)
+        run = named_run(str(reference), runs_folder(None), f"smollm3 {self.command}")
         summary = RunSummary.of(run)
         if summary.damage is not None:
-            raise DataError(f"the run {run.path} is damaged: {summary.damage}")
+            raise ModelError(f"the run {run.path} is damaged: {summary.damage}")
         configuration, _ = read_yaml(run.config)
         report = json_object(run.report) if run.report.exists() else None
         return RunFiles(run.path, summary.state, configuration, report)
