@@ -1,19 +1,26 @@
-"""Tracker `prometheus` for smollm3.
-
-This module holds only the descriptor. It is imported whenever plugins are listed, so it must not import torch.
-"""
+"""Tracker `prometheus` for smollm3: the latest values in a text file for Prometheus' node_exporter."""
 
 from __future__ import annotations
 
-from smollm3_finetune.api import ConfigError, Env, TrackerSpec, hookimpl
+import os
+from pathlib import Path
 
+from smollm3_finetune.api import ConfigError, Env, TrackerSpec, hookimpl
 from smollm3_prometheus.options import PrometheusOptions
 
 
 def check(options: PrometheusOptions, env: Env) -> None:
-    """Refuse options that cannot be used, before anything is loaded or written. Without network access."""
-    if not options.separator.isprintable() or len(options.separator) != 1:
-        raise ConfigError("tracker prometheus: the separator must be one character", hint="--tracker-opt separator=';'")
+    """Refuse a directory that does not exist or cannot be written."""
+    if options.directory is None:
+        return
+    folder = Path(options.directory).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"tracker prometheus: {options.directory!r} is not a directory", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(
+            f"tracker prometheus: {options.directory!r} cannot be written",
+            hint="--tracker-opt directory=DIR, as in node_exporter --collector.textfile.directory",
+        )
 
 
 @hookimpl
@@ -21,10 +28,10 @@ def smollm3_trackers() -> list[TrackerSpec]:
     return [
         TrackerSpec(
             name="prometheus",
-            summary="a CSV file with a line for each value",
+            summary="the latest values in a text file for Prometheus' node_exporter",
             factory="smollm3_prometheus.tracker:PrometheusTracker",
             options="smollm3_prometheus.options:PrometheusOptions",
             check=check,
-            api=2,  # version of the plugin contract that this was written for
+            api=2,
         )
     ]

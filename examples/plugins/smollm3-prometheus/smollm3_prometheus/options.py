@@ -1,7 +1,4 @@
-"""Options that users set with `--tracker-opt KEY=VALUE`. Imported for help and checks: keep it light.
-
-They are saved in run.yaml. For a secret, take the name of an environment variable as the option, not the secret.
-"""
+"""Options that users set with `--tracker-opt KEY=VALUE`."""
 
 from __future__ import annotations
 
@@ -12,4 +9,7 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class PrometheusOptions:
-    separator: str = option(",", "The character between the columns.")
+    directory: str | None = option(
+        None,
+        "The directory of node_exporter's textfile collector; default: trackers/prometheus in the run directory.",
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
+
 from smollm3_finetune.api import DataError
 
 if TYPE_CHECKING:

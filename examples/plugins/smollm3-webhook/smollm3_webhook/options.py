@@ -1,7 +1,4 @@
-"""Options that users set with `--tracker-opt KEY=VALUE`. Imported for help and checks: keep it light.
-
-They are saved in run.yaml. For a secret, take the name of an environment variable as the option, not the secret.
-"""
+"""Options of the webhook. The address is a secret, so it is the value of an environment variable."""
 
 from __future__ import annotations
 
@@ -12,4 +9,6 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class WebhookOptions:
-    separator: str = option(",", "The character between the columns.")
+    url_variable: str = option("SMOLLM3_WEBHOOK_URL", "The environment variable that holds the address.")
+    starts: bool = option(True, "Send a message when a run starts.")
+    seconds: float = option(5.0, "Time limit of a message; training waits for it.", gt=0, le=300)
