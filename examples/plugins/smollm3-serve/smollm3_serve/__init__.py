@@ -1,7 +1,4 @@
-"""Command `smollm3 serve`.
-
-This module holds only the descriptor. It is imported whenever plugins are listed, so it must not import torch.
-"""
+"""Command `smollm3 serve`: an OpenAI-compatible endpoint for the model of a run, or any other model."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ def smollm3_commands() -> list[CommandSpec]:
     return [
         CommandSpec(
             name="serve",
-            summary="Show the lowest loss of a run, and its step.",
+            summary="Serve a model over HTTP, as the chat completions of OpenAI's API.",
             factory="smollm3_serve.command:serve",
-            api=2,  # version of the plugin contract that this was written for
+            api=2,
         )
     ]
