@@ -1,7 +1,4 @@
-"""Command `smollm3 soup`.
-
-This module holds only the descriptor. It is imported whenever plugins are listed, so it must not import torch.
-"""
+"""Command `smollm3 soup`: the mean of the LoRA adapters of several runs, as an adapter."""
 
 from __future__ import annotations
 
@@ -13,8 +10,8 @@ def smollm3_commands() -> list[CommandSpec]:
     return [
         CommandSpec(
             name="soup",
-            summary="Show the lowest loss of a run, and its step.",
+            summary="Average the LoRA adapters of several runs of one base, exactly.",
             factory="smollm3_soup.command:soup",
-            api=2,  # version of the plugin contract that this was written for
+            api=2,
         )
     ]
