@@ -67,7 +67,9 @@ class Commands(LazyGroup):
         name, plugins = args[0], ctx.params.get("plugin") or ()
         if name in self.table or name.startswith("-"):
             if plugins:
-                hint = " ".join(["smollm3", name, *(f"-p {p}" for p in plugins)])
+                import shlex
+
+                hint = shlex.join(["smollm3", *args, *(word for p in plugins for word in ("-p", p))])
                 raise click.UsageError(f"-p belongs after the name of a built-in command\n  hint: {hint}", ctx)
             return super().resolve_command(ctx, args)
         from smollm3_finetune.cli.plugin_command import find_command
