@@ -103,8 +103,7 @@ def _commands_of_plugins() -> list[tuple[str, str]]:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option(
-    "-p", "--plugin", "plugin", multiple=True, metavar="FILE|MODULE|no:NAME",
-    help="Before the name of a plugin's command: a plugin file or module that offers it.",
+    "-p", "--plugin", "plugin", multiple=True, metavar="FILE", help="A plugin file or module, for a command of it.",
 )  # fmt: skip
 @click.version_option(__version__, prog_name="smollm3")
 def cli(plugin: tuple[str, ...]) -> None:

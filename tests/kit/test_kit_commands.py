@@ -45,7 +45,8 @@ FAULTS: dict[str, tuple[str, str, str, str]] = {
     "no-help": (HELP, ', help="Count only this."', "", "no help: count letters --each"),
     "no-docstring": (HELP, '    """Count things."""', "    pass", "no help: count"),
     "no-click": (HELP, "@click.group()\ndef count", "def other(): pass\ndef count", "has no attribute 'command'"),
-    "heavy": (LIGHT, "import click\n", "import click, sys\nsys.modules['torch'] = sys\n", "its --help imports torch"),
+    "heavy": (LIGHT, "import click\n", "import click, sys\nsys.modules['transformers'] = sys\n",
+              "its --help imports transformers"),
     "help-fails": (HELP, "@count.command()", "@count.command(cls=type('Bad', (click.Command,), {'get_help': "
                    "lambda self, ctx: 1 / 0}))", "its help cannot be shown: ZeroDivisionError"),
     "raises": (WORKS, "tools.print(str(", "tools.print(dict(", "count letters words ends with 7"),
