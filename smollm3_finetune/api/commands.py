@@ -35,9 +35,11 @@ class Reply:
     """An answer of a model, and its numbers of tokens."""
 
     text: str
+    """Without special tokens."""
     finish: Literal["stop", "length"]
     """Whether the model ended its answer, or the answer reached its limit of tokens."""
     prompt_tokens: int
+    """Of the messages, as the chat template renders them."""
     tokens: int
     """Of the answer, with the one that ends it."""
 
