@@ -24,6 +24,7 @@ import pluggy
 from smollm3_finetune import stopping
 from smollm3_finetune.components.contract import (
     Violation,
+    check_reserved,
     check_twice,
     descriptors,
     hint_of,
@@ -314,6 +315,7 @@ def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) 
             continue
         specs = candidate.waited(partial(descriptors, function, kind), kind.hook)
         check_twice(kind, specs)
+        check_reserved(kind, specs)
         components += [
             RegisteredComponent(
                 kind=kind,

@@ -126,6 +126,14 @@ class RegisteredComponent:
             )
         return made
 
+    def command(self) -> Any:
+        """The `click.Command` of a component of the kind `command`. Raises PluginError if its factory is another."""
+        found = self._import("factory")
+        if isinstance(found, type) or not all(callable(getattr(found, n, None)) for n in self.kind.methods):
+            raise PluginError(f"{self.who}: the factory {self.spec.factory} is {described(found)}, not a click command",
+                              hint="decorate the function with @click.command()")  # fmt: skip
+        return found
+
     def check_methods(self, made: Any, methods: Iterable[str], maker: str) -> None:
         """Raises PluginError if `made`, which `maker` returned, lacks one of the methods; names the first."""
         for name in methods:

@@ -36,6 +36,10 @@ REGION = re.compile(
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+OF_PLUGINS = ("NAME", "mine", "sizes", "serve", "soup")
+"""Commands of plugins on the pages; the plugins are not installed here."""
+
+
 def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
@@ -188,6 +192,10 @@ def parse(line: str) -> None:
     from smollm3_finetune.cli import cli
 
     words = shlex.split(line, comments=True)[1:]
+    while words[:1] == ["-p"]:  # a file with the command
+        words = words[2:]
+    if words and words[0].rpartition(":")[2] in OF_PLUGINS:
+        return
     command: click.Command = cli
     context = click.Context(cli, info_name="smollm3")
     while isinstance(command, click.Group):
