@@ -1,0 +1,30 @@
+"""Formatter `tickets` for smollm3.
+
+This module holds only the descriptor. It is imported whenever plugins are listed, so it must not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from smollm3_finetune.api import FormatterSpec, hookimpl
+
+
+def claims(row: Mapping[str, Any]) -> bool:
+    """Whether this formatter reads a row, judging by its columns."""
+    return "question" in row and "answer" in row
+
+
+@hookimpl
+def smollm3_formatters() -> list[FormatterSpec]:
+    return [
+        FormatterSpec(
+            name="tickets",
+            summary="a question and its answer",
+            factory="smollm3_tickets.formatter:TicketsFormatter",
+            options="smollm3_tickets.options:TicketsOptions",
+            api=2,  # version of the plugin contract that this was written for
+            claims=claims,
+        )
+    ]
