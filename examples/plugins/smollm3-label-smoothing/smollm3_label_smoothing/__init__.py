@@ -14,8 +14,8 @@ def smollm3_objectives() -> list[ObjectiveSpec]:
         ObjectiveSpec(
             name="label-smoothing",
             summary="cross-entropy over the assistant's tokens, with smoothed labels",
-            factory="smollm3_label_smoothing.objective:LabelSmoothingObjective",
-            options="smollm3_label_smoothing.options:LabelSmoothingOptions",
-            api=2,  # version of the plugin contract that this was written for
+            factory="smollm3_label_smoothing.objective:SmoothedObjective",
+            options="smollm3_label_smoothing.options:SmoothedOptions",
+            api=2,
         )
     ]

@@ -1,4 +1,8 @@
-"""The objective: prepares examples, collates them into batches, and computes the loss."""
+"""The objective: the loss of `sft`, with a share of each label spread over the vocabulary.
+
+Source: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016. The logits are computed for
+supervised tokens only, in pieces, for padded, flat and packed rows alike.
+"""
 
 from __future__ import annotations
 
@@ -6,41 +10,31 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from smollm3_finetune.api import IGNORE_INDEX, Conversation, Renderer, pad_rows
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from smollm3_label_smoothing.options import LabelSmoothingOptions
+from smollm3_finetune.api import (
+    IGNORE_INDEX,
+    Conversation,
+    Renderer,
+    flatten_rows,
+    pad_rows,
+    row_sums,
+    token_values,
+)
+from smollm3_label_smoothing.options import SmoothedOptions
 
 
-def token_losses(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """The loss of each token, in float32 or wider; 0 if it is not supervised. logits (B, T, V), labels (B, T)."""
-    flat = logits[:, :-1].flatten(0, 1)  # (B, T, V) -> (B·(T-1), V): position t predicts token t + 1
-    wide = flat if flat.dtype == torch.float64 else flat.float()
-    targets = labels[:, 1:]  # (B, T-1)
-    losses = F.cross_entropy(
-        wide, targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=smoothing
-    )
-    return losses.view(targets.shape)
+def supervised(batch: Mapping[str, Any]) -> Tensor:
+    """Which labels are supervised, in the shape of the labels. The first token of a sequence has no logits."""
+    mask: Tensor = batch["labels"] != IGNORE_INDEX
+    mask[:, 0] = False
+    return mask
 
 
-class SmoothedTrainer(Trainer):  # type: ignore[misc]
-    """Averages the loss over the supervised tokens of the whole accumulated batch."""
-
-    smoothing = 0.0
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.compute_loss_func = self._token_mean
-
-    def _token_mean(self, outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORE_INDEX).sum()
-        return token_losses(outputs.logits, labels, self.smoothing).sum() / count
-
-
-class LabelSmoothingObjective:
-    def __init__(self, options: LabelSmoothingOptions) -> None:
+class SmoothedObjective:
+    def __init__(self, options: SmoothedOptions) -> None:
         self.options = options
 
     def prepare(
@@ -55,18 +49,36 @@ class LabelSmoothingObjective:
     def collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
         return lambda examples: pad_rows(examples, tokenizer)
 
+    def flat_collator(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], dict[str, Tensor]]:
+        return flatten_rows
+
+    def token_losses(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """The loss of each supervised token (N,), in float32 or wider, row by row."""
+
+        def smoothed(logits: Tensor, targets: Tensor) -> Tensor:  # (n, V), (n,)
+            return F.cross_entropy(logits, targets, reduction="none", label_smoothing=self.options.smoothing)
+
+        losses: Tensor = token_values(model, batch, smoothed)
+        return losses
+
     def trainer_class(self) -> type[Trainer]:
-        return type("LabelSmoothingTrainer", (SmoothedTrainer,), {"smoothing": self.options.smoothing})
+        objective = self
+
+        class SmoothedTrainer(Trainer):  # type: ignore[misc]
+            def compute_loss(
+                self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+            ) -> Any:
+                terms = supervised(inputs).sum() if num_items_in_batch is None else num_items_in_batch
+                return objective.token_losses(model, inputs).sum() / terms
+
+        return SmoothedTrainer
 
     def loss_sum(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[float, int]:
         """The held-out loss, which is that of training: the sum, and the number of supervised tokens."""
-        sums, terms = self.row_losses(model, batch)
-        return float(sums.sum()), int(terms.sum())
+        return float(self.token_losses(model, batch).sum()), int(supervised(batch).sum())
 
     def row_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The same for each row, (B,) each: held-out rows are measured in batches."""
-        labels = batch["labels"]
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        logits = model(**inputs, use_cache=False).logits  # (B, T, V)
-        losses = token_losses(logits, labels, self.options.smoothing).cpu().double()  # (B, T-1)
-        return losses.sum(1), (labels[:, 1:] != IGNORE_INDEX).sum(1)
+        """The same for each row, (R,) each: held-out rows are measured in batches."""
+        terms = row_sums(supervised(batch), batch)
+        rows = self.token_losses(model, batch).split(terms.tolist())
+        return torch.stack([losses.sum() for losses in rows]), terms

@@ -8,5 +8,5 @@ from smollm3_finetune.api import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelSmoothingOptions:
+class SmoothedOptions:
     smoothing: float = option(0.1, "Share of each target that is spread evenly over the vocabulary.", ge=0, lt=1)

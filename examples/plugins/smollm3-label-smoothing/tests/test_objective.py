@@ -1,61 +1,54 @@
-"""Tests: the promises of an objective, the supervised tokens, and the loss computed by hand."""
+"""Tests: the promises of an objective (conformance kit), and the loss beside torch's own."""
 
 from __future__ import annotations
 
-import math
-from types import SimpleNamespace
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from smollm3_label_smoothing.objective import SmoothedObjective
+from smollm3_label_smoothing.options import SmoothedOptions
+from torch.nn import functional as F
+
 from smollm3_finetune.api import IGNORE_INDEX
-from smollm3_finetune.testing import ObjectiveConformance
-
-from smollm3_label_smoothing.objective import LabelSmoothingObjective, token_losses
-from smollm3_label_smoothing.options import LabelSmoothingOptions
+from smollm3_finetune.testing import ObjectiveConformance, small_source
 
 
-class TestLabelSmoothing(ObjectiveConformance):
-    """The tests of the kit: training, held-out loss, batches, accumulation, and a resumed run."""
-
+class TestSmoothed(ObjectiveConformance):
     component = "label-smoothing"
 
 
-@pytest.fixture
-def objective() -> LabelSmoothingObjective:
-    return LabelSmoothingObjective(LabelSmoothingOptions())
+@pytest.mark.long
+class TestStronglySmoothed(ObjectiveConformance):
+    component = "label-smoothing"
+    options: ClassVar[Mapping[str, Any]] = {"smoothing": 0.5}
 
 
-def test_the_loss_is_the_one_computed_by_hand() -> None:
-    """A vocabulary of four and two tokens, one supervised: its logits are 0, 0, 0, 2, its target is the last."""
-    logits = torch.tensor([[[0.0, 0.0, 0.0, 2.0], [9.0, 9.0, 9.0, 9.0]]])
-    log_total = math.log(3 + math.exp(2))
-    plain, mean = log_total - 2, log_total - 0.5
-    labels = torch.tensor([[IGNORE_INDEX, 3]])
-    assert float(token_losses(logits, labels, 0.0)) == pytest.approx(plain)
-    assert float(token_losses(logits, labels, 0.2)) == pytest.approx(0.8 * plain + 0.2 * mean)
+EXAMPLES = [
+    {"input_ids": [5, 6, 7, 8, 9], "labels": [IGNORE_INDEX, IGNORE_INDEX, 7, 8, 9]},
+    {"input_ids": [9, 4, 3], "labels": [IGNORE_INDEX, 4, 3]},
+]
 
 
-def test_a_row_without_supervised_tokens_is_skipped(objective: LabelSmoothingObjective) -> None:
-    def renderer(labels: list[int]) -> SimpleNamespace:
-        return SimpleNamespace(encode=lambda c, n: SimpleNamespace(input_ids=[1, 2, 3], labels=labels))
-
-    assert objective.prepare(None, renderer([IGNORE_INDEX] * 3), 8) is None
-    expected = {"input_ids": [1, 2, 3], "labels": [IGNORE_INDEX, 2, 3]}
-    assert objective.prepare(None, renderer([IGNORE_INDEX, 2, 3]), 8) == expected
-
-
-def test_the_trainer_has_the_smoothing_of_the_options() -> None:
-    trainer = LabelSmoothingObjective(LabelSmoothingOptions(smoothing=0.3)).trainer_class()
-    assert trainer.smoothing == 0.3
-
-
-def test_the_held_out_loss_is_a_sum_and_a_count_also_of_each_row(objective: LabelSmoothingObjective) -> None:
-    def model(input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
-        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 4))
-
-    labels = torch.tensor([[IGNORE_INDEX, 2, 3], [IGNORE_INDEX, IGNORE_INDEX, 3]])
-    batch = {"input_ids": torch.tensor([[1, 2, 3], [1, 2, 3]]), "labels": labels}
-    sums, terms = objective.row_losses(model, batch)
-    assert terms.tolist() == [2, 1]
-    assert sums.tolist() == pytest.approx([2 * math.log(4), math.log(4)])  # of equal logits, whatever the smoothing
-    assert objective.loss_sum(model, batch) == (pytest.approx(3 * math.log(4)), 3)
+@pytest.mark.parametrize("layout", ["padded", "flat"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_loss_is_that_of_torch_in_float64(layout: str, smoothing: float) -> None:
+    source = small_source()
+    model = source.load(dtype=torch.float64).eval()
+    objective = SmoothedObjective(SmoothedOptions(smoothing=smoothing))
+    collate = objective.collator(source.tokenizer()) if layout == "padded" else objective.flat_collator(None)
+    sums, terms = objective.row_losses(model, collate([dict(row) for row in EXAMPLES]))
+    assert terms.tolist() == [3, 2]
+    for row, found in zip(EXAMPLES, sums, strict=True):
+        logits = model(input_ids=torch.tensor([row["input_ids"]]), use_cache=False).logits[0, :-1]
+        labels = torch.tensor(row["labels"][1:])
+        expected = F.cross_entropy(
+            logits, labels, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    with torch.no_grad():
+        total, count = objective.loss_sum(model, collate([dict(row) for row in EXAMPLES]))
+    assert (total, count) == (pytest.approx(float(sums.detach().sum())), 5)
+    step = objective.trainer_class().compute_loss(None, model, collate([dict(row) for row in EXAMPLES]), False, 10)
+    torch.testing.assert_close(step, sums.sum() / 10)  # divided by the tokens of the whole optimizer step

@@ -1,19 +1,18 @@
-"""The exporter: it writes, it verifies what is in the files, and it reads them back as a model."""
+"""The exporter: it writes an archive, verifies what is in it, and reads it back as a model."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from smollm3_finetune.api import BuildContext, Check, Exported, ModelError, open_checkpoint
 
+from smollm3_finetune.api import BuildContext, Check, Exported, IncompatibleError, model_files, open_checkpoint
+from smollm3_npz.archive import FILE, Array, open_archive, weights, write_archive
 from smollm3_npz.options import NpzOptions
-
-Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 class NpzExporter:
@@ -21,37 +20,37 @@ class NpzExporter:
         self.dtype = f"float{options.bits}"
 
     def write(self, subject: Exported, out: Path, ctx: BuildContext) -> None:
-        """Write the model into the empty directory `out`. The same model must give the same bytes."""
-        arrays: Any = self.rounded(subject)
-        np.savez(out / f"{subject.name}.npz", **arrays)
+        """Write the archive. Raises IncompatibleError if a weight is too large for 16 bits."""
+        write_archive(out / f"{subject.name}.npz", self._arrays(subject))
 
     def verify(self, subject: Exported, out: Path, ctx: BuildContext) -> Sequence[Check]:
-        """Compare the files in `out` with the model. The export is deleted if one check has passed=False."""
-        wanted, found = self.rounded(subject), self.read(subject, out)
-        if odd := sorted(set(wanted) ^ set(found)):
-            return [Check(name="weights", passed=False, says=f"{odd[0]} is only in one of the two")]
-        if odd := [name for name in wanted if not np.array_equal(wanted[name], found[name])]:
-            return [Check(name="weights", passed=False, says=f"{odd[0]} differs from the model's")]
-        says = f"{len(found)} arrays equal the model's in {self.dtype}"
-        return [Check(name="weights", passed=True, says=says, figures={"arrays": len(found)})]
+        """Compare each array and each file in the archive with the model."""
+        odd, count = "", 0
+        with open_archive(out / f"{subject.name}.npz") as archive:
+            pairs = zip_longest(self._arrays(subject), archive.items(), fillvalue=("an array", np.array(None)))
+            for count, ((name, wanted), (stored, found)) in enumerate(pairs, 1):  # noqa: B007
+                if not odd and (name != stored or not np.array_equal(wanted, found)):
+                    odd = name
+        says = f"{odd} differs from the model's" if odd else f"{count} arrays equal the model's in {self.dtype}"
+        return [Check(name="contents", passed=not odd, says=says, figures={"arrays": count})]
 
     def reload(self, subject: Exported, out: Path, ctx: BuildContext) -> Any:
-        """The written model, in float32, to measure what rounding costs; None if it cannot be read back."""
+        """The written model in float32, to measure what rounding costs."""
         model: Any = subject.model.load(dtype=torch.float32)
-        state = {name: torch.from_numpy(array).float() for name, array in self.read(subject, out).items()}
+        with open_archive(out / f"{subject.name}.npz") as archive:
+            state = {name: torch.from_numpy(array).float() for name, array in weights(archive)}
         model.load_state_dict(state, strict=False)  # a tied head is stored once
         model.tie_weights()
         return model.to(ctx.device)
 
-    def rounded(self, subject: Exported) -> Arrays:
-        """The weights as they are written, by name."""
-        stored = open_checkpoint(subject.model)
-        return {name: tensor.float().numpy().astype(self.dtype) for name, tensor in stored.items()}
-
-    def read(self, subject: Exported, out: Path) -> Arrays:
-        """The arrays in the file. Raises ModelError if it is damaged."""
-        try:
-            with open(out / f"{subject.name}.npz", "rb") as file, np.load(file) as archive:
-                return dict(archive)
-        except (OSError, ValueError, zipfile.BadZipFile) as e:
-            raise ModelError(f"the archive cannot be read: {e}") from e
+    def _arrays(self, subject: Exported) -> Iterator[tuple[str, Array]]:
+        """What the archive holds, in its order."""
+        directory = subject.model.path
+        for file in (directory / "config.json", *model_files(directory)):
+            yield f"{FILE}{file.name}", np.frombuffer(file.read_bytes(), np.uint8)
+        for name, tensor in open_checkpoint(subject.model).items():
+            with np.errstate(over="ignore"):
+                array = tensor.float().numpy().astype(self.dtype)
+            if not np.isfinite(array).all():
+                raise IncompatibleError(f"npz: {self.dtype} cannot hold the values of {name}", hint="--to-opt bits=32")
+            yield name, array

@@ -5,7 +5,30 @@ This module holds only the descriptor. It is imported whenever plugins are liste
 
 from __future__ import annotations
 
-from smollm3_finetune.api import DEQUANTIZABLE, QuantizerSpec, check_layerwise, hookimpl, packed_reasons
+from smollm3_finetune.api import (
+    DEQUANTIZABLE,
+    ConfigError,
+    ModelSource,
+    Op,
+    QuantizerSpec,
+    Requires,
+    check_layerwise,
+    hookimpl,
+    packed_reasons,
+)
+from smollm3_quanto.options import BITS, QuantoOptions, bytes_for
+
+check_source = check_layerwise("quanto")
+
+
+def check(options: QuantoOptions, source: ModelSource) -> None:
+    """Refuse a source that is quantized already, and groups that do not fit. Reads no weights."""
+    if options.group_size is not None and BITS[options.weights] == 8:
+        raise ConfigError(
+            f"quanto: group_size={options.group_size} is for int4 and int2; {options.weights} has a scale for each row",
+            hint="--quant-opt weights=int4, or leave group_size out",
+        )
+    check_source(options, source)
 
 
 @hookimpl
@@ -13,12 +36,14 @@ def smollm3_quantizers() -> list[QuantizerSpec]:
     return [
         QuantizerSpec(
             name="quanto",
-            summary="groups of weights rounded to the nearest integer, while loading",
+            summary="optimum-quanto: weights in int8, float8, int4 or int2, quantized while loading",
             factory="smollm3_quanto.quantizer:QuantoQuantizer",
             options="smollm3_quanto.options:QuantoOptions",
-            api=2,  # version of the plugin contract that this was written for
-            provides=DEQUANTIZABLE,  # forward, grad-input, read-weight: each must hold in any sequence of calls
-            absent=packed_reasons("weights are stored as integers with scales"),
-            check=check_layerwise("quanto"),  # refuses a checkpoint that is already quantized
+            requires=Requires(distributions=("optimum-quanto>=0.2.7,<0.3",)),
+            provides=DEQUANTIZABLE | {Op.SHARDS},
+            absent=packed_reasons("weights are stored as codes with scales"),
+            check=check,
+            bytes_for=bytes_for,
+            api=2,
         )
     ]

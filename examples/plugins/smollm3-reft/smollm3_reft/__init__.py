@@ -5,7 +5,7 @@ This module holds only the descriptor. It is imported whenever plugins are liste
 
 from __future__ import annotations
 
-from smollm3_finetune.api import AdapterSpec, Op, hookimpl
+from smollm3_finetune.api import AdapterCard, AdapterSpec, Op, hookimpl
 
 
 @hookimpl
@@ -13,12 +13,15 @@ def smollm3_adapters() -> list[AdapterSpec]:
     return [
         AdapterSpec(
             name="reft",
-            summary="a learned factor for each output of chosen layers",
+            summary="LoReFT: edits hidden states in a low-rank subspace, and leaves the weights alone",
             factory="smollm3_reft.adapter:ReftAdapter",
             options="smollm3_reft.options:ReftOptions",
-            api=2,  # version of the plugin contract that this was written for
-            needs={Op.FORWARD, Op.GRAD_INPUT},  # list only operations in use: each one excludes quantizers
-            packs=True,  # rows that share a sequence do not influence each other
-            suggests={"train.learning_rate": 1e-2},
+            needs={Op.FORWARD, Op.GRAD_INPUT},
+            packs=True,  # edits each token by itself
+            merges=False,  # the residual stream between two blocks has no weight to merge into
+            shards=False,  # not tested with FSDP
+            suggests={"train.learning_rate": 2e-3},
+            card=AdapterCard(title="LoReFT"),
+            api=2,
         )
     ]

@@ -1,4 +1,8 @@
-"""The adapter: multiplies the output of chosen layers by a learned factor for each output."""
+"""The adapter: h + Rᵀ(W h + b - R h), for the hidden state h of each token after chosen blocks.
+
+R (rank, d) has orthonormal rows: they span the subspace that is edited. Source: Wu et al., "ReFT: Representation
+Finetuning for Language Models", 2024. There only chosen positions of the prompt are edited; here, every token is.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from smollm3_finetune.api import AdaptedLayers, Base, BuildContext, layers_to_adapt, load_parameters
 from torch import Tensor, nn
 
+from smollm3_finetune.api import (
+    AdaptedLayers,
+    Base,
+    BuildContext,
+    ConfigError,
+    IncompatibleError,
+    transformer_blocks,
+)
 from smollm3_reft.options import ReftOptions
 
-PART = "output_scale"
+
+class Edit(nn.Module):  # type: ignore[misc]
+    """Starts as the identity: W is R, and b is 0."""
+
+    def __init__(self, rank: int, width: int, ctx: BuildContext) -> None:
+        super().__init__()
+        # torch has no QR decomposition in half precision, in which `generate` restores an adapter
+        kind: Any = {"dtype": torch.promote_types(ctx.trained_dtype, torch.float32), "device": ctx.device}
+        self.directions = nn.Parameter(torch.randn(width, rank, **kind))
+        self.source = nn.Parameter(self.subspace().detach().clone())
+        self.bias = nn.Parameter(torch.zeros(rank, **kind))
+
+    def subspace(self) -> Tensor:
+        """R (rank, d), from the QR decomposition of free parameters, which a step cannot make less orthonormal."""
+        with torch.autocast(self.directions.device.type, enabled=False):
+            return torch.linalg.qr(self.directions)[0].T
+
+    def forward(self, h: Tensor) -> Tensor:
+        """What is added to h (…, d)."""
+        rows = self.subspace()
+        change = nn.functional.linear(h.to(rows), self.source - rows, self.bias)  # (…, rank): W h + b - R h
+        return (change.to(rows) @ rows).to(h)
 
 
 class ReftAdapter:
@@ -19,28 +51,32 @@ class ReftAdapter:
         self.options = options
 
     def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> AdaptedLayers:
-        """Put fresh factors on `base`. Raises ConfigError if no layer matches."""
+        """Put fresh edits on `base`. Raises ConfigError for a block that it does not have, and for too high a rank."""
+        blocks, width = list(transformer_blocks(base.model)), base.model.get_input_embeddings().weight.shape[1]
+        chosen = self.options.blocks or range(len(blocks))
+        if wrong := [number for number in chosen if not 0 <= number < len(blocks)]:
+            raise ConfigError(
+                f"reft: the model has no block {wrong[0]}", hint=f"--adapter-opt blocks={len(blocks) - 1} is the last"
+            )
+        if self.options.rank > width:
+            raise ConfigError(
+                f"reft: rank={self.options.rank} is more than the {width} dimensions of the hidden states",
+                hint="--adapter-opt rank=4",
+            )
         adapted = AdaptedLayers(base)
-        for name, layer in layers_to_adapt(base, [self.options.layers], option="layers").items():
-            ones = torch.ones(layer.out_features, dtype=ctx.trained_dtype, device=ctx.device)
-            adapted.add(name, PART, nn.Parameter(ones), scaled)
+        for number in dict.fromkeys(chosen):
+            adapted.add(blocks[number], "reft", Edit(self.options.rank, width, ctx), edited)
         return adapted
 
     def restore(self, base: Base, path: Path, ctx: BuildContext, total_steps: int | None) -> AdaptedLayers:
-        """Put saved factors on `base`. Raises ModelError if they belong to other layers."""
+        """Put saved edits on `base`. Raises ModelError if they belong to other blocks."""
         return self.attach(base, ctx, total_steps).restored(path, ctx)
 
-    def merge(self, dense: Any, path: Path) -> Any:
-        """Fold the factors into the weights of `dense`, a model with ordinary layers, and return it."""
-        with torch.no_grad():
-            for name, scale in load_parameters(path / AdaptedLayers.FILE).items():
-                layer = dense.get_submodule(name.removesuffix(f".{PART}"))
-                layer.weight.mul_(scale[:, None].to(layer.weight))  # (out, in) · (out, 1)
-                if layer.bias is not None:
-                    layer.bias.mul_(scale.to(layer.bias))
-        return dense
 
-
-def scaled(scale: nn.Parameter, x: Tensor, y: Tensor) -> Tensor:
-    """The output of an adapted layer, from its input `x` and its own output `y` (…, out)."""
-    return y * scale.to(y)
+def edited(edit: Edit, x: Tensor, y: Any) -> Any:
+    """The output of a block; some models return a tuple that begins with the hidden states."""
+    hidden = y[0] if isinstance(y, tuple) else y
+    if hidden.shape[-1] != edit.source.shape[1]:
+        raise IncompatibleError(f"reft: a block returns {hidden.shape[-1]} dimensions, not {edit.source.shape[1]}")
+    changed = hidden + edit(hidden)
+    return (changed, *y[1:]) if isinstance(y, tuple) else changed

@@ -9,4 +9,5 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class ReftOptions:
-    layers: str = option("_proj", "Scale the outputs of linear layers whose name ends with this.")
+    rank: int = option(4, "Dimensions of the hidden states that a block edits.", ge=1)
+    blocks: tuple[int, ...] = option((), "Numbers of the transformer blocks whose output is edited, from 0; none: all.")

@@ -13,7 +13,8 @@ from smollm3_finetune.api import FormatterSpec, hookimpl
 
 def claims(row: Mapping[str, Any]) -> bool:
     """Whether this formatter reads a row, judging by its columns."""
-    return "question" in row and "answer" in row
+    thread = row.get("thread")
+    return "subject" in row and isinstance(thread, list) and all(isinstance(m, Mapping) for m in thread)
 
 
 @hookimpl
@@ -21,10 +22,10 @@ def smollm3_formatters() -> list[FormatterSpec]:
     return [
         FormatterSpec(
             name="tickets",
-            summary="a question and its answer",
+            summary="support tickets: a subject and a thread of messages of a customer and of agents",
             factory="smollm3_tickets.formatter:TicketsFormatter",
             options="smollm3_tickets.options:TicketsOptions",
-            api=2,  # version of the plugin contract that this was written for
+            api=2,
             claims=claims,
         )
     ]

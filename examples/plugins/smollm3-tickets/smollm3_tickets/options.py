@@ -9,6 +9,7 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class TicketsOptions:
-    question: str = option("question", "Column with the user's message.")
-    answer: str = option("answer", "Column with the assistant's answer, which is supervised.")
-    system: str | None = option(None, "System message before every question.")
+    agents: tuple[str, ...] = option(("agent",), "Values of `from` that stand for the support team.")
+    statuses: tuple[str, ...] = option((), "Train only on tickets with one of these statuses; none: on all.")
+    redact: bool = option(True, "Replace e-mail addresses, and numbers of six digits or more, by [email] and [number].")
+    system: str | None = option(None, "System message before every ticket.")

@@ -20,10 +20,10 @@ def smollm3_loaders() -> list[LoaderSpec]:
     return [
         LoaderSpec(
             name="vault",
-            summary="models of a folder, vault://MODEL",
+            summary="models of a company's folder with checksums, vault://NAME@VERSION",
             factory="smollm3_vault.loader:VaultLoader",
             options="smollm3_vault.options:VaultOptions",
-            api=2,  # version of the plugin contract that this was written for
+            api=2,
             claims=claims,
         )
     ]

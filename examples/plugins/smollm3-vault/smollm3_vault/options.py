@@ -9,4 +9,5 @@ from smollm3_finetune.api import option
 
 @dataclass(frozen=True, kw_only=True)
 class VaultOptions:
-    folder: str = option("models", "Folder that contains the directory MODEL of vault://MODEL.")
+    folder: str | None = option(None, "Folder of the vault; none: the variable SMOLLM3_VAULT.")
+    sha256: str | None = option(None, "Checksum that the file SHA256SUMS of the model must have; a run stores it.")
