@@ -25,6 +25,7 @@ nox -s compressed_tensors  what is written in this format, loaded by the library
 nox -s ray          launcher ray: every test, with Ray in an environment of its own
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
+nox -s gallery      install each plugin of examples/plugins, and run its tests and cells: docs/gallery.md
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -325,6 +326,17 @@ def preference_held_out(session: nox.Session) -> None:
     `-- --data dpo_en_demo.json` names the pairs; `-- --write` fills docs/preferences.md.
     """
     session.run(sys.executable, "benchmarks/preference_held_out.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def gallery(session: nox.Session) -> None:
+    """Each plugin of examples/plugins in an environment of its own, over this one: its tests, and what it is run with.
+
+    Arguments: names or folders of plugins, and `--write`, which keeps the results and writes docs/gallery.md. Half an
+    hour or more for all; plugins whose requirements are not installed fetch them.
+    """
+    path = os.pathsep.join(filter(None, (str(ROOT / "scripts"), os.environ.get("PYTHONPATH"))))
+    session.run(sys.executable, "-m", "gallery", *session.posargs, env={"PYTHONPATH": path})
 
 
 @nox.session
