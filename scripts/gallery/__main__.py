@@ -2,7 +2,7 @@
 
 Without names, every plugin in examples/plugins; a name may be that of a folder in plugins/, too. `--write` keeps the
 results in docs/gallery/ and writes docs/gallery.md; `--page` only writes the page, from the results that are kept.
-`--together` runs only the last check: all plugins of examples/plugins in one environment, and one run that uses many.
+`--long` also runs the tests that are marked long. `--together` runs only the last check: all plugins of examples/plugins in one environment, and one run that uses many.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep the results and write the page")
     parser.add_argument("--page", action="store_true", help="write the page from the results that are kept")
     parser.add_argument("--together", action="store_true", help="only: all plugins in one environment and one run")
+    parser.add_argument("--long", action="store_true", help="also run the tests that are marked long")
     options = parser.parse_args()
     bad = 0
     if not options.page:
@@ -33,7 +34,7 @@ def main() -> int:
         try:
             for plugin in [] if options.together else named(options.names):
                 place = work / plugin.name
-                record = measured(plugin, Environment(place / "environment"), place / "work")
+                record = measured(plugin, Environment(place / "environment"), place / "work", long=options.long)
                 bad += report(record)
                 shutil.rmtree(place, ignore_errors=True)
                 if options.write:

@@ -61,7 +61,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def measured(plugin: Plugin, environment: Environment, work: Path) -> dict[str, Any]:
+def measured(plugin: Plugin, environment: Environment, work: Path, *, long: bool = False) -> dict[str, Any]:
     """Install the plugin, run its checks, its tests and its cells, and return its record."""
     record = {**about(plugin), **machine()}
     installed = environment.install([plugin])
@@ -76,7 +76,7 @@ def measured(plugin: Plugin, environment: Environment, work: Path) -> dict[str, 
         if checked.code == 0
         else failed("passes plugins check", checked)
     )
-    record["tests"] = tests(plugin, environment, work)
+    record["tests"] = tests(plugin, environment, work, long=long)
     record["cells"] = [*cells, *results(plugin, environment, work)]
     return record
 
@@ -86,12 +86,13 @@ def failed(title: str, outcome: Outcome) -> dict[str, Any]:
     return {"cell": title, "result": "fails", "seconds": round(outcome.seconds, 1), "note": outcome.reason}
 
 
-def tests(plugin: Plugin, environment: Environment, work: Path) -> dict[str, Any]:
-    """Run the tests of the plugin, the long ones too, on its installed wheel."""
+def tests(plugin: Plugin, environment: Environment, work: Path, *, long: bool) -> dict[str, Any]:
+    """Run the tests of the plugin on its installed wheel, without those that are marked long unless `long`."""
     report = work / "tests.xml"
     options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider", f"--rootdir={plugin.folder}"]
     config = ["-c", str(plugin.folder / "pyproject.toml")]
-    command = [str(environment.python), "-m", "pytest", *config, *options, f"--junitxml={report}"]
+    chosen = [] if long else ["-m", "not long"]
+    command = [str(environment.python), "-m", "pytest", *config, *options, *chosen, f"--junitxml={report}"]
     done = environment.run([*command, str(plugin.folder / "tests")], work)
     if not report.is_file():
         return {"passed": 0, "failed": 1, "skipped": 0, "seconds": round(done.seconds, 1), "note": done.reason}
