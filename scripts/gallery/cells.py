@@ -110,7 +110,7 @@ def pairs(pair: tuple[str, str], environment: Environment, work: Path, evidence:
             yield {**cell(title, done, shlex.join(words)), "result": "fails", "note": done.reason}
         for purpose, match in found.items():
             works = match["result"] == "works"
-            line = {"cell": f"{title}: {purpose}", "result": "works" if works else "fails"}
+            line: dict[str, Any] = {"cell": f"{title}: {purpose}", "result": "works" if works else "fails"}
             line |= {"seconds": float(match["seconds"]), "command": shlex.join([*words, "--measure", evidence.name])}
             yield line if works else {**line, "note": match["result"]}
     if len(set(refused.values())) == 1 and len(refused) == len(states):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def is_example(record: Mapping[str, Any]) -> bool:
     return str(record.get("folder", "")).startswith("examples/")
 
 
-def kinds(components: list[Mapping[str, str]]) -> str:
+def kinds(components: Sequence[Mapping[str, str]]) -> str:
     return ", ".join(f"{c['kind']} `{c['name']}`" for c in components)
 
 
