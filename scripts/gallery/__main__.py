@@ -2,7 +2,8 @@
 
 Without names, every plugin in examples/plugins; a name may be that of a folder in plugins/, too. `--write` keeps the
 results in docs/gallery/ and writes docs/gallery.md; `--page` only writes the page, from the results that are kept.
-`--long` also runs the tests that are marked long. `--together` runs only the last check: all plugins of examples/plugins in one environment, and one run that uses many.
+`--long` also runs tests that are marked long. `--together` runs only the last check: all plugins of examples/plugins
+in one environment, and one run that uses many.
 """
 
 from __future__ import annotations

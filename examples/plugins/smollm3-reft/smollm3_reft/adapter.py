@@ -52,7 +52,7 @@ class ReftAdapter:
 
     def attach(self, base: Base, ctx: BuildContext, total_steps: int | None) -> AdaptedLayers:
         """Put fresh edits on `base`. Raises ConfigError for a block that it does not have, and for too high a rank."""
-        blocks, width = list(transformer_blocks(base.model)), base.model.get_input_embeddings().weight.shape[1]
+        blocks, width = list(transformer_blocks(base.model)), int(base.model.config.get_text_config().hidden_size)
         chosen = self.options.blocks or range(len(blocks))
         if wrong := [number for number in chosen if not 0 <= number < len(blocks)]:
             raise ConfigError(

@@ -16,7 +16,7 @@ from typing import Any
 from smollm3_finetune.api import Conversation
 from smollm3_tickets.options import TicketsOptions
 
-EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+")
 NUMBER = re.compile(r"\+?\d(?:[ ./-]?\d){5,}")
 READ = {"from", "text", "internal"}
 RATINGS = {"good": True, "bad": False, None: None}

@@ -20,6 +20,7 @@ from smollm3_vault.options import VaultOptions
 
 SUMS = "SHA256SUMS"
 AGAIN = "copy the model into the vault again"
+REFERENCE = re.compile(rf"{PREFIX}(\w[\w.+-]*)@(\w[\w.+-]*)")
 LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\]+)")
 
 
@@ -35,9 +36,9 @@ class VaultLoader:
                 "the folder of the vault is not known", hint="--loader-opt folder=DIR, or SMOLLM3_VAULT=DIR"
             )
         folder = Path(chosen).expanduser().absolute()
-        name, _, version = ref.removeprefix(PREFIX).partition("@")
-        directory = folder / name / version
-        if not {name, version}.isdisjoint({"", ".", ".."}) or not (directory / SUMS).is_file():
+        named = REFERENCE.fullmatch(ref)
+        directory = folder / named[1] / named[2] if named else folder
+        if named is None or not (directory / SUMS).is_file():
             known = sorted(f"{PREFIX}{f.parent.parent.name}@{f.parent.name}" for f in folder.glob(f"*/*/{SUMS}"))
             hint = f"available models: {', '.join(known)}" if known else "--loader-opt folder=DIR"
             raise ModelError(f"the vault {folder} has no model {ref!r}", hint=hint)

@@ -40,11 +40,12 @@ def opened(folder: Path, ref: str = "vault://ours@1.0", sha256: str | None = Non
     return VaultLoader(VaultOptions(folder=str(folder), sha256=sha256)).open(ref, context(folder / "cache"))
 
 
-@pytest.mark.parametrize("name", ["ours", "ours@2.0", "@1.0", "..@ours", "ours@../1.0"])
+@pytest.mark.parametrize("name", ["ours", "ours@2.0", "@1.0", "ours@../ours/1.0", "../out/ours@1.0", "ours/1.0@."])
 def test_the_hint_lists_the_models_of_the_vault(tmp_path: Path, name: str) -> None:
-    written(tmp_path)
+    written(tmp_path / "vault")
+    written(tmp_path / "out")
     with pytest.raises(ModelError, match="has no model") as caught:
-        opened(tmp_path, f"vault://{name}")
+        opened(tmp_path / "vault", f"vault://{name}")
     assert caught.value.hint == "available models: vault://ours@1.0"
 
 
