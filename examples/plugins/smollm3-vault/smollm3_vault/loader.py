@@ -32,9 +32,7 @@ class VaultLoader:
         """Find the model without reading weights. Raises ModelError if there is none, or if it was changed."""
         chosen = self.options.folder or os.environ.get("SMOLLM3_VAULT")
         if not chosen:
-            raise ConfigError(
-                "the folder of the vault is not known", hint="--loader-opt folder=DIR, or SMOLLM3_VAULT=DIR"
-            )
+            raise ConfigError("no folder of a vault is named", hint="--loader-opt folder=DIR, or SMOLLM3_VAULT=DIR")
         folder = Path(chosen).expanduser().absolute()
         named = REFERENCE.fullmatch(ref)
         directory = folder / named[1] / named[2] if named else folder
