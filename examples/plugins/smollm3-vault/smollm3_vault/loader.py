@@ -65,9 +65,7 @@ class VaultSource:
         try:
             digest = file_digest(self._directory / name)
         except FileNotFoundError:
-            raise ModelError(
-                f"{self.ref!r} lacks the file {name}", hint="copy the model into the vault again"
-            ) from None
+            raise ModelError(f"{self.ref!r} lacks the file {name}", hint=AGAIN) from None
         if digest != self._sums[name]:
             raise ModelError(f"{name} of {self.ref!r} was changed", hint=AGAIN)
 
