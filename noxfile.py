@@ -12,6 +12,7 @@ nox -s start_up     how long help takes, beside `import click`
 nox -s first_step   how long a run takes to its first step
 nox -s faults       kill, fail and damage everything at random, and feed hostile files to every reader
 nox -s compat       really run every bundled quantizer with every bundled adapter: docs/compatibility.md
+nox -s gallery      install each plugin of examples/plugins, and run its tests and cells: docs/gallery.md
 nox -s architectures  really run every causal language model of transformers, tiny: docs/architectures.md
 nox -s memory_plan  the memory that smollm3 plan predicts beside the memory that runs take: docs/memory.md
 nox -s quantizers   perplexity by quantizer, and the time of smollm3 quantize beside gptqmodel
@@ -71,7 +72,9 @@ def paths(names: tuple[str, ...]) -> list[str]:
     return [f"tests/{name}" for name in names]
 
 
-PLUGINS = sorted(p for p in (ROOT / "plugins").iterdir() if (p / "pyproject.toml").exists())
+PLUGINS = sorted(p.parent for p in (ROOT / "plugins").glob("*/pyproject.toml"))
+THIN = sorted(p.parent for p in (ROOT / "examples" / "plugins").glob("*/pyproject.toml"))
+"""The plugins of the gallery."""
 
 
 @nox.session
@@ -83,9 +86,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """mypy, strict, on core and on every plugin."""
-    packages = [argument for p in PLUGINS for argument in ("-p", p.name.replace("-", "_"))]
-    path = os.pathsep.join(str(p) for p in (ROOT, *PLUGINS))
+    """mypy, strict, on core and on every plugin, those of the gallery too."""
+    packages = [argument for p in (*PLUGINS, *THIN) for argument in ("-p", p.name.replace("-", "_"))]
+    path = os.pathsep.join(str(p) for p in (ROOT, *PLUGINS, *THIN))
     session.run(sys.executable, "-m", "mypy", "-p", "smollm3_finetune", *packages, env={"MYPYPATH": path})
 
 
@@ -387,6 +390,17 @@ def faults(session: nox.Session) -> None:
 def compat(session: nox.Session) -> None:
     """Really run every bundled pair that has no result for these versions. A quarter of an hour for all of them."""
     session.run(sys.executable, "benchmarks/compatibility.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session
+def gallery(session: nox.Session) -> None:
+    """Each plugin of examples/plugins in an environment of its own, over this one: its tests, and what it is run with.
+
+    Arguments: names or folders of plugins, and `--write`, which keeps the results and writes docs/gallery.md. Half an
+    hour or more for all; plugins whose requirements are not installed fetch them.
+    """
+    path = os.pathsep.join(filter(None, (str(ROOT / "scripts"), os.environ.get("PYTHONPATH"))))
+    session.run(sys.executable, "-m", "gallery", *session.posargs, env={"PYTHONPATH": path})
 
 
 @nox.session

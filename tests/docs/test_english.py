@@ -33,8 +33,10 @@ ALLOWED: set[tuple[str, str]] = {
 """(file, phrase): findings that are correct English. An entry that matches nothing fails the test."""
 
 ROOT = next(p for p in Path(__file__).resolve().parents if (p / "noxfile.py").exists())
-PAGES = ("*.md", "docs/*.md", "plugins/*.md", "plugins/*/README.md")
-CODE = ("smollm3_finetune/**/*.py", "plugins/*/smollm3_*/**/*.py")
+PAGES = (
+    "*.md", "docs/*.md", "plugins/*.md", "plugins/*/README.md", "examples/plugins/*.md", "examples/plugins/*/README.md",
+)  # fmt: skip
+CODE = ("smollm3_finetune/**/*.py", "plugins/*/smollm3_*/**/*.py", "examples/plugins/*/smollm3_*/**/*.py")
 DATA = ("smollm3_finetune/checks/*.json",)
 TEMPLATES = ("smollm3_finetune/**/*.tmpl",)
 PUBLIC = ("smollm3_finetune/api/", "smollm3_finetune/api/hookspecs.py", "smollm3_finetune/testing/")

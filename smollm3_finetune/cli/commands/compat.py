@@ -146,7 +146,8 @@ def _measure(
     for cell in (c for c in cells if c.state is State.UNKNOWN):
         skipped(Pair(quantizer=cell.quantizer, adapter=cell.adapter, purpose=cell.purpose), cell.reason)
     if not chosen:
-        raise IncompatibleError("none of these pairs can be run", hint="to see why: smollm3 compat")
+        one = "".join(f" --quant {c.quantizer.full_name} --adapter {c.adapter.full_name}" for c in cells[:1])
+        raise IncompatibleError("none of these pairs can be run", hint=f"to see why: smollm3 compat{one}")
     given: dict[str, Any] = {}
     if options:
         component = chosen[0].adapter
