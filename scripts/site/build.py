@@ -64,7 +64,8 @@ def build(version: str, revision: str, address: str) -> int:
     write_sources(source, revision)
     shutil.rmtree(html, ignore_errors=True)  # Sphinx leaves old pages, and old navigation in unchanged ones
     os.environ["SITE_VERSION"], os.environ["SITE_ADDRESS"] = version, address
-    options = ["-q", "-a", "-W", "--keep-going", "-j", "auto", "-c", str(Path(__file__).parent), "-d", str(BUILD / "doctrees")]
+    places = ["-c", str(Path(__file__).parent), "-d", str(BUILD / "doctrees")]
+    options = ["-q", "-a", "-W", "--keep-going", "-j", "auto", *places]
     failed = build_main([*options, "-b", "html", str(source), str(html)])
     found = list(problems(html))
     print("\n".join(found), file=sys.stderr if found else sys.stdout, end="\n" if found else "")
