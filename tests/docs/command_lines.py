@@ -7,8 +7,11 @@ components, their options and the keys of `--set`, as the command would. Words i
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import re
 import shlex
+import sys
+import tomllib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 from pathlib import Path
@@ -94,7 +97,12 @@ def parse(line: str) -> Parsed:
     while isinstance(command, click.Group):
         if not words or words[0].startswith("-") or words[0] in ("VERB", "…"):
             break
-        _, inner, words = command.resolve_command(context, words)
+        try:
+            _, inner, words = command.resolve_command(context, words)
+        except click.UsageError:
+            if words[0] in {c.spec.name for c in registry_with(()).of(kinds.COMMAND)}:
+                return Parsed(command, context, {}, words)  # a plugin's command, which reads its own options
+            raise
         assert inner is not None
         command, context = inner, click.Context(inner, info_name=inner.name, parent=context)
     parsed, rest, _ = command.make_parser(context).parse_args([w for w in words if w != "…"])
@@ -157,10 +165,21 @@ def check(line: str, absent: Collection[str], complete: bool = True) -> None:
 
 @functools.cache
 def registry_with(files: tuple[str, ...]) -> Any:
-    """The components of the installed plugins and of these files."""
+    """The components of the installed plugins and of these files; without files, of those in examples/plugins too."""
     from smollm3_finetune.cli.session import discovered
 
-    return discovered(files)
+    return discovered(files or tuple(example_plugins()))
+
+
+def example_plugins() -> Iterator[str]:
+    """The modules of the plugins in examples/plugins that are not installed; each becomes importable."""
+    installed = {point.value for point in importlib.metadata.entry_points(group="smollm3_finetune")}
+    for project in sorted((ROOT / "examples" / "plugins").glob("*/pyproject.toml")):
+        points = tomllib.loads(text_of(project))["project"]["entry-points"]["smollm3_finetune"]
+        for module in sorted(set(points.values()) - installed):
+            if str(project.parent) not in sys.path:
+                sys.path.append(str(project.parent))
+            yield module
 
 
 def _check_words(registry: Any, command: click.Command, typed: dict[str, Any], values: Mapping[str, Any]) -> None:
