@@ -25,6 +25,8 @@ nox -s compressed_tensors  what is written in this format, loaded by the library
 nox -s ray          launcher ray: every test, with Ray in an environment of its own
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
+nox -s site         the documentation as a site, strictly: `-- --serve` shows it
+nox -s site_browser the site in a headless Chromium: phone and desktop, light and dark, search, keys
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -226,6 +228,33 @@ def browser(session: nox.Session) -> None:
     Path(pictures).mkdir(parents=True, exist_ok=True)
     arguments = session.posargs or ["tests/report/test_browser.py"]
     session.run(str(python), "-m", "pytest", *arguments, env={"SMOLLM3_SCREENSHOTS": pictures}, external=True)
+    session.log(f"screenshots: {pictures}")
+
+
+SITE = ("-r", "scripts/site/requirements.txt")
+
+
+@nox.session(venv_backend="venv")
+def site(session: nox.Session) -> None:
+    """The documentation as a site in build/site/html; a broken link or anchor is an error. Half a minute.
+
+    `-- --serve` shows it at http://127.0.0.1:8000. Needs neither torch nor an installed smollm3-finetune.
+    """
+    session.install("-c", "constraints.txt", *SITE)
+    session.run("python", "scripts/site/build.py", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def site_browser(session: nox.Session) -> None:
+    """Builds the site and opens it in a headless Chromium, as `browser` does. About two minutes."""
+    python = over_this_one(session, "playwright", *SITE)
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.run("python", "-m", "playwright", "install", "chromium")
+    session.run(str(python), "scripts/site/build.py", external=True)
+    pictures = os.environ.get("SMOLLM3_SCREENSHOTS", session.create_tmp())
+    Path(pictures).mkdir(parents=True, exist_ok=True)
+    command = (str(python), "-m", "pytest", "tests/docs/test_site_browser.py", *session.posargs)
+    session.run(*command, env={"SMOLLM3_SCREENSHOTS": pictures}, external=True)
     session.log(f"screenshots: {pictures}")
 
 
