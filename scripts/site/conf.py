@@ -30,9 +30,12 @@ html_theme = "pydata_sphinx_theme"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_js_files = [("site.js", {"defer": "defer"})]
+html_use_index = False
+html_domain_indices = False
 html_copy_source = False
 html_show_sourcelink = False
 html_baseurl = f"{ADDRESS}/{version}/" if ADDRESS else ""
+html_context = {"default_mode": "auto"}
 html_sidebars = {"index": []}
 html_theme_options = {
     "github_url": "https://github.com/smollm3-finetune/smollm3-finetune",
