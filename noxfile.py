@@ -246,7 +246,7 @@ def site(session: nox.Session) -> None:
 
 @nox.session(venv_backend="venv")
 def site_browser(session: nox.Session) -> None:
-    """Builds the site and opens it in a headless Chromium, as `browser` does. About two minutes."""
+    """Builds the site and opens it in a headless Chromium, as `browser` does. Several minutes."""
     python = over_this_one(session, "playwright", *SITE)
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         session.run("python", "-m", "playwright", "install", "chromium")

@@ -32,6 +32,7 @@ html_css_files = ["site.css"]
 html_js_files = [("site.js", {"defer": "defer"})]
 html_use_index = False
 html_domain_indices = False
+html_favicon = "static/favicon.svg"
 html_copy_source = False
 html_show_sourcelink = False
 html_baseurl = f"{ADDRESS}/{version}/" if ADDRESS else ""

@@ -68,10 +68,10 @@ class Reference:
             sections.append(Section("More names", "Names without a section of their own.\n", left))
         hooks = f"{API}.hookspecs"
         functions = [(hooks, n) for n in self.module(hooks).members if n.startswith("smollm3_")]
-        sections.append(Section("Hook functions", docstring(self.module(hooks)) + "\n", functions))
+        sections.append(Section("Hook functions", paragraphs(docstring(self.module(hooks))), functions))
         kit = f"{PACKAGE}.testing"
         sections.append(
-            Section("Test kit", docstring(self.module(kit)) + "\n", [(kit, name) for name in self.exported(kit)])
+            Section("Test kit", paragraphs(docstring(self.module(kit))), [(kit, name) for name in self.exported(kit)])
         )
         return introduction, sections
 

@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from regions import ROOT, text_of
 
 OTHERS = {
-    ".": "the shell reads a file", "source": "the shell reads a file", "echo": "prints", "printf": "prints",
+    ".": "the shell reads a file", "source": "the shell reads a file", "cd": "of the shell",
+    "echo": "prints", "printf": "prints",
     "git": "of the system", "curl": "of the system",
     "hf": "comes with huggingface-hub", "pre-commit": "installed by the line before it",
     "mlx_lm.generate": "comes with mlx-lm, which the tests of the plugin run",

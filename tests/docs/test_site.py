@@ -119,7 +119,7 @@ def test_a_page_that_is_listed_twice_is_an_error(site: Any, tmp_path: Path) -> N
     )
     with pytest.raises(ValueError, match=r"index\.md lists a\.md under Start and Use"):
         site("navigation").read_navigation(index)
-    index.write_text(index.read_text().removesuffix("* [A](a.md)"))
+    index.write_text(index.read_text().removesuffix("* [A](a.md)\n"))
     start, use = site("navigation").read_navigation(index)
     assert [p.name for p in start.pages] == ["a.md"] and use.place == "use"
     assert [(g.place, [p.name for p in g.pages]) for g in start.groups] == [("start/more", ["b.md", "c.md"])]
