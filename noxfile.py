@@ -30,6 +30,8 @@ nox -s dist         wheels and sdists of core and of every plugin, checked, with
 nox -s published    what was built, installed from that index alone, trained with and extended, without a network
 nox -s lint_release  the Dockerfiles and the workflows
 nox -s notebook     examples/first_run.ipynb in a Jupyter kernel; `-- --write` stores its outputs
+nox -s site         the documentation as a site, strictly: `-- --serve` shows it
+nox -s site_browser the site in a headless Chromium: phone and desktop, light and dark, search, keys
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -233,6 +235,33 @@ def browser(session: nox.Session) -> None:
     Path(pictures).mkdir(parents=True, exist_ok=True)
     arguments = session.posargs or ["tests/report/test_browser.py"]
     session.run(str(python), "-m", "pytest", *arguments, env={"SMOLLM3_SCREENSHOTS": pictures}, external=True)
+    session.log(f"screenshots: {pictures}")
+
+
+SITE = ("-r", "scripts/site/requirements.txt")
+
+
+@nox.session(venv_backend="venv")
+def site(session: nox.Session) -> None:
+    """The documentation as a site in build/site/html; a broken link or anchor is an error. Half a minute.
+
+    `-- --serve` shows it at http://127.0.0.1:8000. Needs neither torch nor an installed smollm3-finetune.
+    """
+    session.install("-c", "constraints.txt", *SITE)
+    session.run("python", "scripts/site/build.py", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def site_browser(session: nox.Session) -> None:
+    """Builds the site and opens it in a headless Chromium, as `browser` does. Several minutes."""
+    python = over_this_one(session, "playwright", *SITE)
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        session.run("python", "-m", "playwright", "install", "chromium")
+    session.run(str(python), "scripts/site/build.py", external=True)
+    pictures = os.environ.get("SMOLLM3_SCREENSHOTS", session.create_tmp())
+    Path(pictures).mkdir(parents=True, exist_ok=True)
+    command = (str(python), "-m", "pytest", "tests/docs/test_site_browser.py", *session.posargs)
+    session.run(*command, env={"SMOLLM3_SCREENSHOTS": pictures}, external=True)
     session.log(f"screenshots: {pictures}")
 
 

@@ -13,6 +13,7 @@ import argparse
 import ast
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -27,6 +28,7 @@ PICTURE = ROOT / "docs/architecture.svg"
 WIDTH, ROW, BOX_HEIGHT = 640, 34, 26  # pixels
 LEFT, GAP, TOP = 40, 10, 34
 CHARACTER = 7.6  # width of a character of a box's name, at most
+LETTER, LINE = 6.4, 14  # of a purpose: width of a character on average, height of a line
 BOX, BOX_TEXT, TEXT = "#2f7d5d", "#ffffff", "#717a86"  # legible on white and on GitHub's dark background
 
 
@@ -67,8 +69,11 @@ def picture(layers: Layers, purposes: Mapping[str, str]) -> str:
                 f"{escape(name)}</text>",
             ]
         if len(row) == 1 and row[0] in purposes:
-            text = escape(purposes[row[0]].replace("`", ""))
-            lines.append(f'<text x="{LEFT + column + 14:.1f}" y="{y + 18}" fill="{TEXT}">{text}</text>')
+            x = LEFT + column + 14
+            parts = textwrap.wrap(purposes[row[0]].replace("`", ""), int((WIDTH - x) / LETTER))
+            first = y + 18 - LINE * (len(parts) - 1) / 2
+            for at, part in enumerate(parts):
+                lines.append(f'<text x="{x:.1f}" y="{first + LINE * at:g}" fill="{TEXT}">{escape(part)}</text>')
     return "\n".join(lines) + "\n</svg>\n"
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import pytest
+from command_lines import command_lines, parse
+from pages import DOCS, EXAMPLES, FENCE, OURS, PAGES, REGION, name_of
 from regions import KINDS_OF_REGION, PUBLIC_MODULES, ROOT, own_fields, text_of
 
 from smollm3_finetune import api
@@ -24,26 +25,8 @@ from smollm3_finetune.api import hookspecs
 from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.config import schema
 
-DOCS = ROOT / "docs"
-TOP_PAGES = ("README.md", "CHANGELOG.md", "plugins/README.md", "examples/plugins/README.md")
-OURS = [*(ROOT / f for f in TOP_PAGES), *sorted(DOCS.rglob("*.md"))]
-READMES = [p for above in ("plugins", "examples/plugins") for p in sorted((ROOT / above).glob("*/README.md"))]
-PAGES = [*OURS, *READMES]
-EXAMPLES = ROOT / "examples"
 UPDATE = os.environ.get("SMOLLM3_UPDATE_DOCS", "") not in ("", "0")
 COLUMNS = "100"
-REGION = re.compile(
-    r"^<!-- (?P<kind>[a-z-]+): (?P<argument>.+?) -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL
-)
-FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-OF_PLUGINS = ("NAME", "mine", "sizes", "serve", "soup")
-"""Commands of plugins on the pages; the plugins are not installed here."""
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
 
 
 # ------------------------------------------------------------------------------------------ running commands
@@ -157,73 +140,13 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 # ------------------------------------------------------------------------------------------------ command lines
 
 
-class CommandLine(NamedTuple):
-    page: Path
-    text: str
-
-
-def command_lines() -> Iterator[CommandLine]:
-    """Every `smollm3 …` command in console blocks, indented blocks and inline code of all pages."""
-    for page in PAGES:
-        text = text_of(page).replace("\\\n", " ")
-        for language, body in FENCE.findall(text):
-            if language in ("console", "bash", "text", ""):
-                for line in body.splitlines():
-                    if line.startswith("$ ") or language == "bash":
-                        yield from (CommandLine(page, c) for c in _smollm3_calls(line.removeprefix("$ ")))
-        prose = REGION.sub("", FENCE.sub("", text))
-        for line in prose.splitlines():
-            if re.match(r" {4,}smollm3 ", line):
-                yield CommandLine(page, line.strip())
-        for code in re.findall(r"`([^`\n]+)`", prose):
-            if code.startswith("smollm3 "):
-                yield CommandLine(page, code)
-
-
-def _smollm3_calls(line: str) -> Iterator[str]:
-    for part in re.split(r"&&|\|(?= )", line):
-        words = [w for w in part.strip().split(" ") if w]
-        while words and re.fullmatch(r"[A-Z][A-Z0-9_]*=\S*", words[0]):
-            words = words[1:]
-        if words and words[0].rpartition("/")[2] == "smollm3":
-            yield " ".join(["smollm3", *words[1:]])
-
-
-def parse(line: str) -> None:
-    """Let click parse a command line without running it. Raises click.ClickException if it is invalid."""
-    from smollm3_finetune.cli import cli
-
-    words = shlex.split(line, comments=True)[1:]
-    while words[:1] == ["-p"]:  # a file with the command
-        words = words[2:]
-    if words and words[0].rpartition(":")[2] in OF_PLUGINS:
-        return
-    command: click.Command = cli
-    context = click.Context(cli, info_name="smollm3")
-    while isinstance(command, click.Group):
-        if not words or words[0].startswith("-") or words[0] in ("VERB", "…"):
-            break
-        _, inner, words = command.resolve_command(context, words)
-        assert inner is not None
-        command, context = inner, click.Context(inner, info_name=inner.name, parent=context)
-    parsed, rest, _ = command.make_parser(context).parse_args([w for w in words if w != "…"])
-    if not isinstance(command, click.Group):
-        assert not rest, f"{line}: too many words: {rest}"
-    for parameter in command.params:
-        if parameter.name in parsed and isinstance(parameter.type, click.Choice | click.types.IntParamType):
-            value = parsed[parameter.name]
-            if isinstance(value, str) and not value.isupper():
-                parameter.type.convert(value, parameter, context)
-
-
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_command_line_of_a_page_parses(page: Path) -> None:
-    for line in command_lines():
-        if line.page == page:
-            try:
-                parse(line.text)
-            except (click.ClickException, ValueError) as e:
-                pytest.fail(f"{name_of(page)}: {line.text}: {e}")
+    for line in command_lines([page]):
+        try:
+            parse(line.text)
+        except (click.ClickException, ValueError) as e:
+            pytest.fail(f"{name_of(page)}: {line.text}: {e}")
 
 
 def test_command_lines_are_found_and_an_invalid_one_does_not_parse() -> None:
