@@ -142,6 +142,7 @@ def measure(request: Request) -> Sharded:
         fully_shard(block, mesh=mesh)
     fully_shard(base.model, mesh=mesh)
     held, found = held_weights(layers).bytes, computed()
+    repr(base.model)  # libraries show layers between steps, as PEFT does when an adapter is disabled
     with gathered_weights(base.model, everywhere=True):
         found |= weights()
     return Sharded(held=held, whole=whole, errors={what: apart(found[what], right[what]) for what in right})
