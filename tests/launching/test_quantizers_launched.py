@@ -1,7 +1,6 @@
 """Quantized models on two processes that a launcher starts: the losses and adapter of one process, half of the bytes.
 
-Every bundled quantizer that FSDP 2 can divide, with LoRA and DoRA, by the commands that users type. Not bnb-8bit: it
-rounds the activations of a batch together, so its losses depend on the batch size; see test_sharded_quantizers.py.
+Every bundled quantizer that FSDP 2 can divide, with LoRA and DoRA, by the commands that users type.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from smollm3_finetune.train.distributed.held import held_weights
 AUTOGPTQ = Path(__file__).parents[2] / "plugins" / "smollm3-gptq" / "tests" / "autogptq-0.7.1-4bit-32g"
 MODELS = {"gptq": str(AUTOGPTQ)}
 """Quantizer to its model; default: the built-in one."""
-QUANTIZERS = ("none", "bnb-4bit", "gptq", "hqq", "torchao-int8", "compressed-tensors")
+QUANTIZERS = ("none", "bnb-4bit", "gptq", "hqq", "torchao-int8", "bnb-8bit", "compressed-tensors")
 ROUNDING = 1e-6
 """Relative, of losses: sums of float32 in another order, and losses are logged in float32."""
 LEARNED = 1e-3
