@@ -17,7 +17,7 @@ from smollm3_finetune.config.load import Setting
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS
 from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.files.failures import resource_error
-from smollm3_finetune.launching.start import carry_out
+from smollm3_finetune.launching.start import carry_out, remember_memory
 from smollm3_finetune.model.arguments import plain, plugin_names, text_or_path, torch_name
 from smollm3_finetune.progress import Silent, for_stream
 from smollm3_finetune.train import display
@@ -115,6 +115,7 @@ def finetune(
         done = carry_out(planned, shown, Silent() if quiet else for_stream(), began, quiet=quiet)
         if isinstance(done, Submitted):
             return {"run": str(planned.run.path), "submitted": done.says, "hint": done.hint}
+        remember_memory(planned, done)
         return done
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,14 @@ def carry_out(
             launcher.ready(planned_launch(planned))
     launched, launch = hand_over(planned, display, **handed)
     return launched_report(launched, launcher, launch, progress)
+
+
+def remember_memory(planned: PlannedRun, report: Mapping[str, Any]) -> None:
+    """Add a run that this process has executed to those by which memory plans are corrected; see `remember`."""
+    if not planned.launches:
+        from smollm3_finetune.memory.predictor import remember
+
+        remember(planned.plan, planned.registry, report)
 
 
 def described(planned: PlannedRun) -> str:

@@ -45,7 +45,12 @@ def work(run: Path, observer: Observer | None = None) -> Mapping[str, Any] | Non
                 if stop.exit_code != OBSERVER_CODE:
                     raise
                 return None
-    return report if is_main_process() else None
+        if not is_main_process():
+            return None
+        from smollm3_finetune.memory.predictor import remember
+
+        remember(planned.plan, planned.registry, report)
+        return report
 
 
 def plan_launched(run: RunDir, handover: Handover) -> PlannedRun:

@@ -8,7 +8,7 @@ from typing import Any
 from smollm3_finetune.api import Submitted
 from smollm3_finetune.config.load import Setting, assemble
 from smollm3_finetune.errors import IncompatibleError, ModelError
-from smollm3_finetune.launching.start import carry_out
+from smollm3_finetune.launching.start import carry_out, remember_memory
 from smollm3_finetune.pipeline.configuration import layers
 from smollm3_finetune.pipeline.inputs import Reading
 from smollm3_finetune.pipeline.work import Work
@@ -29,6 +29,7 @@ def train_stage(work: Work, shown: display.Display) -> None:
             f"{planned.plan.launcher.component.title} submits a job, but a stage must wait for the end of its run",
             hint="run the whole pipeline in a job, or use another launcher for this stage",
         )
+    remember_memory(planned, done)
 
 
 def planned_run(work: Work, run: RunDir) -> PlannedRun:

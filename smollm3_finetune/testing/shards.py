@@ -142,6 +142,9 @@ def measure(request: Request) -> Sharded:
         fully_shard(block, mesh=mesh)
     fully_shard(base.model, mesh=mesh)
     held, found = held_weights(layers).bytes, computed()
+    repr(base.model)  # libraries show layers between steps, as PEFT does when an adapter is disabled
+    for view in views.values():  # core asks these between steps too
+        assert view.ops and view.forward_rtol >= 0
     with gathered_weights(base.model, everywhere=True):
         found |= weights()
     return Sharded(held=held, whole=whole, errors={what: apart(found[what], right[what]) for what in right})

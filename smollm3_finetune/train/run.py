@@ -46,7 +46,7 @@ from smollm3_finetune.train.finite import check_losses, check_weights
 from smollm3_finetune.train.health import compare_held_out
 from smollm3_finetune.train.make_base import on_own_base
 from smollm3_finetune.train.measuring import Measuring
-from smollm3_finetune.train.memory import watching
+from smollm3_finetune.train.memory import give_back, watching
 from smollm3_finetune.train.page import KeepsWarnings, record, write_page
 from smollm3_finetune.train.plan import RunPlan
 from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
@@ -265,6 +265,7 @@ def _train_and_measure(
         measurements=job.measurements,
         resumed_from=job.checkpoint.step if job.checkpoint is not None else None,
     )
+    give_back()
     trained = take_steps(job, loaded, collate, measuring, trackers, reference)
     loaded.stage = stage_of(job, trained.steps)
     with gathered_weights(loaded.model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smollm3_finetune.train import memory
-from smollm3_finetune.train.memory import anonymous, device_name, watching
+from smollm3_finetune.train.memory import anonymous, device_name, give_back, watching
 
 SIZE = 64 * 2**20
 
@@ -43,3 +44,18 @@ def test_nothing_is_measured_where_the_system_does_not_state_it(
 
 def test_device_names() -> None:
     assert (device_name("cpu"), device_name("mps:0")) == ("cpu", "mps")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library may not keep freed memory")
+def test_freed_memory_is_given_back_to_the_system() -> None:
+    """The last of many blocks in the heap stays in use, so that the heap does not shrink by itself."""
+    blocks = [bytearray(60_000) for _ in range(1000)]
+    last = bytearray(60_000)
+    full = anonymous()
+    blocks.clear()
+    kept = anonymous()
+    give_back()
+    assert full is not None and kept is not None
+    assert full - kept < 30_000_000, "the C library keeps the blocks"
+    assert full - (anonymous() or 0) > 50_000_000
+    assert len(last) == 60_000

@@ -56,7 +56,7 @@ class Bnb8bitOps:
     @property
     def forward_rtol(self) -> float:
         """0 if the layer multiplies by the dequantized weight; otherwise it rounds activations to 8 bits."""
-        return 0.0 if self.layer.codes.device.type in DEQUANTIZING else FORWARD_RTOL
+        return 0.0 if self.layer.device.type in DEQUANTIZING else FORWARD_RTOL
 
     @property
     def shape(self) -> tuple[int, int]:

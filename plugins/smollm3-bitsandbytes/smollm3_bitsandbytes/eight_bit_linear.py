@@ -55,6 +55,11 @@ class FrozenLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
         return weight.mul_(self.scales.to(torch.float32).unsqueeze(1).mul(1.0 / 127.0))  # (out, in) * (out, 1)
 
     @property
+    def device(self) -> torch.device:
+        """Known also while FSDP keeps only a part of the codes here."""
+        return next(self.parameters()).device
+
+    @property
     def weight(self) -> nn.Parameter:
         """The codes (out, in)."""
         return nn.Parameter(self.codes, requires_grad=False)

@@ -80,6 +80,7 @@ def quantize(layer: nn.Linear, group_size: int | None, device: str) -> nn.Linear
     quantize_(layer, Int8WeightOnlyConfig(granularity=granularity, set_inductor_config=False))
     weight: Any = layer._parameters.pop("weight")
     layer.__class__ = Int8Linear
+    layer.__dict__.pop("extra_repr", None)  # torchao's reads the weight, which FSDP may have divided
     layer.codes, layer.scale, layer.zero = weight.qdata, weight.scale, weight.zero_point
     layer.block = list(weight.block_size)
     return layer

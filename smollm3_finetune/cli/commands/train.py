@@ -51,7 +51,7 @@ def train(
         return None
     from smollm3_finetune.components.registry import once
     from smollm3_finetune.launching.joining import join
-    from smollm3_finetune.launching.start import carry_out
+    from smollm3_finetune.launching.start import carry_out, remember_memory
     from smollm3_finetune.progress import for_stream
     from smollm3_finetune.train.distributed.processes import is_main_process, shut_down_processes
     from smollm3_finetune.train.start import plan_training
@@ -86,9 +86,7 @@ def train(
         from smollm3_finetune.cli.output.run import shown_submitted
 
         return shown_submitted(done, planned.run.path, as_json=as_json)
-    from smollm3_finetune.memory.predictor import remember
-
-    remember(planned.plan, planned.registry, done)
+    remember_memory(planned, done)
     if as_json:
         return json.dumps(done, ensure_ascii=False)
     from smollm3_finetune.cli.output.run import shown_report
