@@ -25,6 +25,7 @@ nox -s compressed_tensors  what is written in this format, loaded by the library
 nox -s ray          launcher ray: every test, with Ray in an environment of its own
 nox -s trackers     tensorboard, trackio, mlflow and wandb, fed by a run and read back: docs/trackers.md
 nox -s browser      report.html in a headless Chromium: console, requests, keys, screenshots
+nox -s gpu          everything that a GPU can show, in half an hour; `-- --device cpu` rehearses it: docs/gpu.md
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -325,6 +326,16 @@ def preference_held_out(session: nox.Session) -> None:
     `-- --data dpo_en_demo.json` names the pairs; `-- --write` fills docs/preferences.md.
     """
     session.run(sys.executable, "benchmarks/preference_held_out.py", *session.posargs, env=dict(os.environ))
+
+
+@nox.session(venv_backend="venv")
+def gpu(session: nox.Session) -> None:
+    """What works on a GPU, at which speed, with how much memory: one table, in less than 30 minutes. See docs/gpu.md.
+
+    `-- --device cpu` runs every part with small sizes. trl is in an environment of its own, over this one.
+    """
+    command = (sys.executable, "benchmarks/gpu.py", "--python-trl", str(with_trl(session)), *session.posargs)
+    session.run(*command, env=dict(os.environ), external=True)
 
 
 @nox.session

@@ -8,6 +8,7 @@ does not.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,11 +50,13 @@ class Comparison:
     """At each point of the sequence, `read_weight()` of every quantized layer compared with its first value."""
     restored: float = 0.0
     """Logits after save and restore on a freshly loaded base, compared with those before."""
+    saved: float = 0.0
+    """After save and restore, the parameter that differs most from before; rounding to the saved dtype included."""
     losses: dict[str, tuple[float, float]] = field(default_factory=dict)
     """At each training step of the sequence, the loss, and that of the dense copy."""
     worst: dict[str, str] = field(default_factory=dict)
-    """At each training step, which gradient differs most and how; at `restored`, which parameter; at `weights`, the
-    first layer whose weight changed. Clauses."""
+    """At each training step, which gradient differs most and how; at `saved`, which parameter; at `weights`, the
+    layer whose weight changed. Clauses."""
     trained: list[str] = field(default_factory=list)
     """Names of the parameters that require a gradient."""
     base_trained: list[str] = field(default_factory=list)
@@ -64,8 +67,8 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None, exact: bool
     """Build the model of `plan` (for training, with an adapter), run the sequence on it and return the figures.
 
     `ids` (B, T) are the token ids to use; None: random ones. The dense copy computes on the same device, in float64 if
-    the dtype of the plan is float64, otherwise in float32; with `exact`, in float64 on the CPU. Only the caller compares the figures with bounds. Raises AssertionError if a
-    trained parameter receives no gradient.
+    the dtype of the plan is float64, otherwise in float32; with `exact`, in float64 on the CPU. Only the caller
+    compares the figures with bounds. Raises AssertionError if a trained parameter receives no gradient.
     """
     import torch
 
@@ -90,6 +93,16 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None, exact: bool
     trained = [(n, p) for n, p in adapted.model.named_parameters() if p.requires_grad]
     result.trained = [n for n, _ in trained]
     result.base_trained = [before[p.data_ptr()] for _, p in trained if p.data_ptr() in before]
+
+    def compare_saved(kept: Mapping[str, Tensor], restored: Adapted) -> None:
+        """Find a trained parameter that `save` or `restore` changed, beyond the dtype of the saved adapter."""
+        again = _trained(restored)
+        if kept.keys() == again.keys():
+            name, how = most_different(again, kept)
+            error = apart(again[name].cpu(), kept[name].cpu())
+            if error > result.saved:
+                result.saved, result.worst["saved"] = error, f"{name} {how} the one that was saved"
+
     push(adapted.model)
     result.moved = _effect(adapted, tokens)
 
@@ -97,6 +110,7 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None, exact: bool
         saved = Path(directory)
         adapted.save(saved / "pushed")
         right = adapter.restore(dense, saved / "pushed", where, TOTAL_STEPS)
+        compare_saved(_trained(adapted), right)
         steps = 0
 
         def evaluate(point: str) -> None:
@@ -130,15 +144,18 @@ def check_composition(plan: ModelPlan, *, ids: Tensor | None = None, exact: bool
         train("train after save")
         last = logits(adapted.model, tokens)
         adapted.save(saved / "last")
-        kept = {n: p.detach().clone() for n, p in adapted.model.named_parameters() if p.requires_grad}
+        kept = _trained(adapted)
         adapted = adapter.restore(_load(plan), saved / "last", plan.context, TOTAL_STEPS)
         result.restored = apart(logits(adapted.model, tokens), last)
         layers = {}  # they belong to the first base
-        again = {n: p for n, p in adapted.model.named_parameters() if p.requires_grad}
-        if result.restored and kept.keys() == again.keys():
-            result.worst["restored"] = "{} {} that".format(*most_different(again, kept))
+        compare_saved(kept, adapted)
         train("train after restore")
     return result
+
+
+def _trained(adapted: Adapted) -> dict[str, Tensor]:
+    """Copies of the parameters that require a gradient."""
+    return {n: p.detach().clone() for n, p in adapted.model.named_parameters() if p.requires_grad}
 
 
 def _load(plan: ModelPlan) -> Base:

@@ -63,10 +63,12 @@ def how_apart(found: Tensor, right: Tensor) -> str:
     size, dot = float(exact.square().sum()), float(one @ exact)
     if not bool(one.any()):
         return "is zero, unlike"
-    if size and (factor := dot / size) and math.sqrt(float((one - factor * exact).square().sum()) / size) < 0.05 * abs(
-        factor - 1
+    if (
+        size
+        and (factor := dot / size)
+        and math.sqrt(float((one - factor * exact).square().sum()) / size) < 0.05 * abs(factor - 1)
     ):
-        return f"is {factor:.4g} times" if factor > 0 else f"has the opposite sign of ({factor:.4g} times)"
+        return f"is {factor:.4g} times" if factor > 0 else f"has the opposite sign, {factor:.4g} times"
     return f"differs by {apart(one, exact):.1e} from"
 
 
@@ -140,7 +142,8 @@ def loss_and_gradients(model: nn.Module, ids: Tensor) -> tuple[float, dict[str, 
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     lost = [n for n, p in trained.items() if p.grad is None]
     if lost:
-        raise AssertionError(f"no gradient reached {lost[0]} and {len(lost) - 1} more")
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise AssertionError(f"no gradient reached {lost[0]}{more}")
     return float(loss), {n: p.grad.detach().clone() for n, p in trained.items() if p.grad is not None}
 
 

@@ -176,9 +176,7 @@ def _cell(about: Any) -> Tried:
         if not all(isinstance(v, kinds) for v in found[name].values()):
             raise TypeError(f"{name!r} must map names to values, not {found[name]!r}")
     status = Status(_of(about, "status", str))
-    return Tried(
-        **names, **found, status=status, sentence=sentence, seconds=float(_of(about, "seconds", int | float))
-    )
+    return Tried(**names, **found, status=status, sentence=sentence, seconds=float(_of(about, "seconds", int | float)))
 
 
 def _of(about: Mapping[str, Any], name: str, kind: Any) -> Any:

@@ -136,11 +136,13 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def speed(run: Path) -> float:
     """The median of the tokens per second of all steps but the first, which starts kernels and allocators."""
-    return statistics.median(row["tokens_per_second"] for row in metrics(run)[1:])
+    return float(statistics.median(row["tokens_per_second"] for row in metrics(run)[1:]))
 
 
 def tensors(directory: Path) -> dict[str, Tensor]:
     """The tensors of a saved adapter."""
     from safetensors.torch import load_file
 
-    return {f"{file.name}: {n}": t for file in sorted(directory.glob("*.safetensors")) for n, t in load_file(file).items()}
+    return {
+        f"{file.name}: {n}": t for file in sorted(directory.glob("*.safetensors")) for n, t in load_file(file).items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def main() -> None:
     from smollm3_finetune.trial.measure import try_pair
     from smollm3_finetune.trial.training import Site
 
+    gc.collect()
+    gc.freeze()  # what was imported stays: examining it in each collection takes longer than a step of the run
     with tempfile.TemporaryDirectory(dir=about["work"]) as work:
         site = Site(registry=registry, plugins=plugins, device=device, dtype=dtype, work=Path(work))
         for line in sys.stdin:
