@@ -5,6 +5,7 @@ What measures is a separate process, so that a crash or a hang ends only the pai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -60,6 +61,9 @@ class Child:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # of a job that was not read
+            self.process.stdin.close()
 
 
 def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:

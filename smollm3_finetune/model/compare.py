@@ -144,7 +144,7 @@ def loss_and_gradients(model: nn.Module, ids: Tensor) -> tuple[float, dict[str, 
     if lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         raise AssertionError(f"no gradient reached {lost[0]}{more}")
-    return float(loss), {n: p.grad.detach().clone() for n, p in trained.items() if p.grad is not None}
+    return float(loss.detach()), {n: p.grad.detach().clone() for n, p in trained.items() if p.grad is not None}
 
 
 def descend(adapted: Adapted, step: int) -> None:

@@ -112,7 +112,7 @@ def try_pair(site: Site, quantizer: RegisteredComponent, adapter: RegisteredComp
         rtol: list[float] = []
         if cell.check(Step.LOAD, lambda: _load(plan, cell.figures, rtol)):
             cell.check(Step.TRAIN, lambda: _losses(run) if finished else stopped)
-            _compose(cell, plan, BOUND[site.dtype] + max(rtol, default=0.0))
+            compare_with_dense_copy(cell, plan, BOUND[site.dtype] + max(rtol, default=0.0))
         if finished and cell.faults[Step.LOAD] is None:
             cell.check(Step.START, lambda: _same_again(site, run))
             cell.check(Step.RESUME, lambda: resume_fault(site, run, cell.figures))
@@ -152,7 +152,7 @@ def _losses(run: Path) -> str | None:
     return None if wrong is None else f"the loss of step {wrong['step']} is {wrong['loss']}"
 
 
-def _compose(cell: Cell, plan: ModelPlan, bound: float) -> None:
+def compare_with_dense_copy(cell: Cell, plan: ModelPlan, bound: float) -> None:
     """Compare the pair with its dense copy in float64 on the CPU, through evaluations, steps, saving and restoring."""
     assert plan.adapter is not None
     adapter = refined(plan.adapter, plan.env)

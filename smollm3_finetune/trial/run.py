@@ -46,6 +46,8 @@ class Trial:
     jobs: int | None = None
     """Processes at a time; None: two on a CPU with two cores or more, else one."""
     limit: float = LIMIT
+    worker: str = WORKER
+    """The module that tries pairs, run with `python -m`."""
 
     def run(self, say: Callable[[str], None]) -> TrialReport:
         """Try all pairs; `say` receives a line for each one, as soon as it is known.
@@ -160,7 +162,7 @@ class _Lane(threading.Thread):
         env = {"SMOLLM3_CACHE": str(self.work / "cache")}
         if "OMP_NUM_THREADS" not in os.environ:
             env["OMP_NUM_THREADS"] = str(max(cores() // self.jobs, 1))
-        self.child = child = Child(WORKER, self.work / "log", env)
+        self.child = child = Child(trial.worker, self.work / "log", env)
         child.send({"plugins": trial.plugins, "no_plugins": trial.no_plugins, "device": trial.device,
                     "dtype": trial.dtype, "work": str(self.work)})  # fmt: skip
         event = child.receive(START)
