@@ -32,6 +32,7 @@ nox -s lint_release  the Dockerfiles and the workflows
 nox -s notebook     examples/first_run.ipynb in a Jupyter kernel; `-- --write` stores its outputs
 nox -s site         the documentation as a site, strictly: `-- --serve` shows it
 nox -s site_browser the site in a headless Chromium: phone and desktop, light and dark, search, keys
+nox -s gpu          everything that a GPU can show, in half an hour; `-- --device cpu` rehearses it: docs/gpu.md
 nox -s data_memory  memory and time of the data path, up to a million rows
 """
 
@@ -396,6 +397,16 @@ def notebook(session: nox.Session) -> None:
     """The notebook in a Jupyter kernel, with nbclient in an environment of its own, over this one. A few minutes."""
     python = over_this_one(session, "ipykernel", "nbclient", "nbformat")
     session.run(str(python), "scripts/run_notebook.py", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="venv")
+def gpu(session: nox.Session) -> None:
+    """What works on a GPU, at which speed, with how much memory: one table, in less than 30 minutes. See docs/gpu.md.
+
+    `-- --device cpu` runs every part with small sizes. trl is in an environment of its own, over this one.
+    """
+    command = (sys.executable, "benchmarks/gpu.py", "--python-trl", str(with_trl(session)), *session.posargs)
+    session.run(*command, env=dict(os.environ), external=True)
 
 
 @nox.session

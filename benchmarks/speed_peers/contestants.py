@@ -65,7 +65,7 @@ def _ours(name: str, job: Job, output: Path) -> list[str]:
 def train_command(job: Job, output: Path, settings: Mapping[str, object], batch: int) -> list[str]:
     """The arguments of `smollm3` for the job, whatever the objective."""
     settings = {
-        "dtype": "float32",
+        "dtype": job.dtype,
         "data.held_out": 0,
         "data.max_length": job.max_length,
         "train.schedule": "constant",
@@ -76,7 +76,7 @@ def train_command(job: Job, output: Path, settings: Mapping[str, object], batch:
     return [
         *("train", "--model", job.model, "--data", f"{job.directory}/smollm3.jsonl", "--output", str(output)),
         *("--quant", job.quant, "--adapter", "lora", "--adapter-opt", f"rank={job.rank}"),
-        *("--adapter-opt", f"alpha={2 * job.rank}", "--device", "cpu", "--epochs", "1"),
+        *("--adapter-opt", f"alpha={2 * job.rank}", "--device", job.device, "--epochs", "1"),
         *("--batch-size", str(batch), "--seed", str(SEED)),
         *("--learning-rate", str(job.learning_rate)),
         *(part for key, value in settings.items() for part in ("--set", f"{key}={value}")),
@@ -103,8 +103,16 @@ def trl_arguments(job: Job, output: Path, batch: int) -> list[str]:
         *("--model_name_or_path", job.model, "--dataset_name", f"{job.directory}/rows"),
         *("--output_dir", str(output), "--num_train_epochs", "1"),
         *("--use_peft", "--lora_r", str(job.rank), "--lora_alpha", str(2 * job.rank), "--lora_dropout", "0"),
-        *("--lora_target_modules", *job.modules, "--dtype", "float32", "--bf16", "false"),
-        *("--gradient_checkpointing", "false", "--use_cpu", "true", "--optim", "adamw_torch"),
+        *("--lora_target_modules", *job.modules, "--dtype", job.dtype),
+        *("--bf16", "true" if job.dtype == "bfloat16" else "false"),
+        *(
+            "--gradient_checkpointing",
+            "false",
+            "--use_cpu",
+            "true" if job.device == "cpu" else "false",
+            "--optim",
+            "adamw_torch",
+        ),
         *("--learning_rate", str(job.learning_rate), "--lr_scheduler_type", "constant"),
         *("--max_grad_norm", str(job.max_grad_norm), "--train_sampling_strategy", "sequential"),
         *("--per_device_train_batch_size", str(batch)),

@@ -43,6 +43,8 @@ class Job:
     max_length: int = 1024
     max_grad_norm: float = 1.0
     quant: str = "none"
+    device: str = "cpu"
+    dtype: str = "float32"
     packed: int = 2
     """Packed sequences per step, for contestants that pack: about as many tokens as `batch` rows have."""
     modules: tuple[str, ...] = MODULES
@@ -124,6 +126,6 @@ def quantization(job: Job) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,
+        bnb_4bit_compute_dtype=getattr(torch, job.dtype),
     )
     return {"quantization_config": config}

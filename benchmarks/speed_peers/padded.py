@@ -15,7 +15,7 @@ def main(job: Job, collator: Any = None) -> None:
     """Train with `collator`; None: one that pads."""
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     rows: Any = [{"input_ids": r.ids, "labels": r.labels} for r in tokenized_rows(job, tokenizer)]
-    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=torch.float32, **quantization(job))
+    model = AutoModelForCausalLM.from_pretrained(job.model, dtype=getattr(torch, job.dtype), **quantization(job))
     torch.manual_seed(0)
     config = LoraConfig(
         task_type="CAUSAL_LM", r=job.rank, lora_alpha=2 * job.rank, lora_dropout=0.0, target_modules=list(job.modules)
@@ -34,7 +34,8 @@ def main(job: Job, collator: Any = None) -> None:
         logging_steps=1,
         save_strategy="no",
         report_to="none",
-        use_cpu=True,
+        use_cpu=job.device == "cpu",
+        bf16=job.dtype == "bfloat16",
         seed=0,
     )
     trainer = Trainer(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +51,15 @@ class Collected:
     """The results of each pair and purpose: first those with the installed versions, newest first, then the others."""
     problems: tuple[str, ...]
     """One line for each file with results that cannot be used."""
+
+    def adding(self, results: Iterable[Result], source: str) -> Collected:
+        """With more results, such as those that somebody sent in; `source` says whose they are."""
+        found = {key: list(many) for key, many in self.by_pair.items()}
+        for result in results:
+            now = {name: installed_version(name) for name in result.versions}
+            key = (result.quantizer, result.adapter, result.purpose.value)
+            found.setdefault(key, []).append(Evidence(result=result, source=source, changed=result.changed(now)))
+        return Collected(by_pair=_ordered(found), problems=self.problems)
 
     def of(self, quantizer: str, adapter: str, purpose: str, device: str | None = None) -> tuple[Evidence, ...]:
         found = self.by_pair.get((quantizer, adapter, purpose), ())
@@ -96,8 +105,12 @@ def collect(registry: Registry) -> Collected:
                 f"{foreign} results of plugin {record.name!r} ({record.distribution} {record.version}) are ignored: "
                 "they include none of its own components"
             )
-    order = {key: tuple(sorted(many, key=_rank, reverse=True)) for key, many in found.items()}
-    return Collected(by_pair=order, problems=tuple(problems))
+    return Collected(by_pair=_ordered(found), problems=tuple(problems))
+
+
+def _ordered(found: Mapping[Key, Iterable[Evidence]]) -> dict[Key, tuple[Evidence, ...]]:
+    """The results of each pair, the best first."""
+    return {key: tuple(sorted(many, key=_rank, reverse=True)) for key, many in found.items()}
 
 
 def _rank(evidence: Evidence) -> tuple[bool, str]:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import math
-import os
 import queue
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smollm3_finetune.compatibility.children import Child
 from smollm3_finetune.compatibility.results import Result, Use
 from smollm3_finetune.compatibility.small_model import write_small_model
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
@@ -105,40 +101,26 @@ class Sweep:
                 for p in pairs
             ],
         }
-        log = self.work / "worker.log"
-        with log.open("w", encoding="utf-8") as errors:
-            child = subprocess.Popen(
-                [sys.executable, "-m", self.worker],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, encoding="utf-8",
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
-            )  # fmt: skip
-            assert child.stdin is not None
-            child.stdin.write(json.dumps(job))
-            child.stdin.close()
-            lines = _lines(child)
-            index, began, wait = 0, time.monotonic(), START + self.limit
-            try:
-                while index < len(pairs):
-                    try:
-                        line = lines.get(timeout=wait)
-                    except queue.Empty:
-                        yield pairs[index], _failure(f"timed out after {wait:.0f} s"), time.monotonic() - began
-                        return
-                    if line is None:
-                        code = child.wait()
-                        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-                        last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-                        yield pairs[index], _failure(f"the process ended with {how}: {last}"), time.monotonic() - began
-                        return
-                    event = json.loads(line)
-                    if "begins" in event:
-                        began, wait = time.monotonic(), self.limit
-                    else:
-                        yield pairs[index], event, time.monotonic() - began
-                        index += 1
-            finally:
-                child.kill()
-                child.wait()
+        child = Child(self.worker, self.work / "worker.log")
+        child.send(job, last=True)
+        index, began, wait = 0, time.monotonic(), START + self.limit
+        try:
+            while index < len(pairs):
+                try:
+                    event = child.receive(wait)
+                except queue.Empty:
+                    yield pairs[index], _failure(f"timed out after {wait:.0f} s"), time.monotonic() - began
+                    return
+                if event is None:
+                    yield pairs[index], _failure(child.last_words()), time.monotonic() - began
+                    return
+                if "begins" in event:
+                    began, wait = time.monotonic(), self.limit
+                else:
+                    yield pairs[index], event, time.monotonic() - began
+                    index += 1
+        finally:
+            child.end()
 
     def _result(self, pair: Pair, answer: Mapping[str, Any]) -> Result:
         fault = answer["fault"]
@@ -149,7 +131,7 @@ class Sweep:
             device=self.device.partition(":")[0],
             date=datetime.date.today().isoformat(),
             command=self.command.format(quantizer=pair.quantizer.full_name, adapter=pair.adapter.full_name),
-            versions=versions(pair),
+            versions=versions(pair.quantizer, pair.adapter),
             holds=fault is None,
             note=fault,
             figures={name: _rounded(value) for name, value in answer["figures"].items()},
@@ -168,29 +150,13 @@ def _failure(fault: str) -> dict[str, Any]:
     return {"figures": {}, "fault": fault}
 
 
-def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
-    """A queue of the lines that the child prints; None when it has ended."""
-    lines: queue.Queue[str | None] = queue.Queue()
-    assert child.stdout is not None
-    stream = child.stdout
-
-    def read() -> None:
-        with stream:
-            for line in stream:
-                lines.put(line)
-        lines.put(None)
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines
-
-
-def versions(pair: Pair) -> dict[str, str]:
-    """Versions on which a result depends: core, both plugins, torch, transformers, and requirements that use torch."""
+def versions(*components: RegisteredComponent) -> dict[str, str]:
+    """Versions on which a result depends: core, the plugins, torch, transformers, and requirements that use torch."""
     from packaging.utils import canonicalize_name
 
     found = {CORE_DISTRIBUTION: __version__}
     wanted = set(LIBRARIES)
-    for component in (pair.quantizer, pair.adapter):
+    for component in components:
         found[component.distribution] = component.version
         if component.distribution != CORE_DISTRIBUTION:
             wanted |= _required(component.distribution)

@@ -6,25 +6,20 @@ It is a separate process, so that a pair that crashes or hangs does not affect t
 from __future__ import annotations
 
 import json
-import os
-import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-MESSAGE_LENGTH = 400
-"""Longest error message in a result, in characters."""
+from smollm3_finetune.compatibility.children import answers, one_line
 
 
 def main() -> None:
     """Read `{"plugins", "no_plugins", "device", "work", "pairs"}`, write `{"begins": i}` and `{"ended": i, …}`."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # output of libraries goes to standard error
+    out = answers()
     job = json.load(sys.stdin)
 
     def say(**event: Any) -> None:
-        print(json.dumps(event), file=answers, flush=True)
+        print(json.dumps(event), file=out, flush=True)
 
     from smollm3_finetune.compatibility.measure import Bench, measure
     from smollm3_finetune.compatibility.results import Use
@@ -48,18 +43,12 @@ def main() -> None:
                 force=pair["force"],
             )
         except (ConfigError, MissingRequirementError) as e:  # an option that must be set, a package
-            say(ended=index, figures={}, skipped=True, fault=_note(e.message))
+            say(ended=index, figures={}, skipped=True, fault=one_line(e.message))
         except Exception as e:
             text = e.message if isinstance(e, SmolLM3Error) else f"{type(e).__name__}: {e}"
-            say(ended=index, figures={}, fault=_note(text))
+            say(ended=index, figures={}, fault=one_line(text))
         else:
             say(ended=index, figures=found.figures, fault=found.fault)
-
-
-def _note(text: str) -> str:
-    """One line, without the names of temporary directories, which differ each time."""
-    line = re.sub(re.escape(tempfile.gettempdir() + os.sep) + r"\w+" + re.escape(os.sep), "", " ".join(text.split()))
-    return line[:MESSAGE_LENGTH]
 
 
 if __name__ == "__main__":

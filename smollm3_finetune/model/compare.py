@@ -53,6 +53,31 @@ def apart(found: Tensor, right: Tensor) -> float:
     return relative_error({"": found}, {"": right})
 
 
+def how_apart(found: Tensor, right: Tensor) -> str:
+    """How `found` differs from `right`, as a clause that ends before the name of the right one."""
+    if found.shape != right.shape:
+        return f"has the shape {tuple(found.shape)}, not {tuple(right.shape)}, as"
+    one, exact = found.detach().cpu().double().flatten(), right.detach().cpu().double().flatten()
+    if not bool(one.isfinite().all()):
+        return "has values that are not finite, unlike"
+    size, dot = float(exact.square().sum()), float(one @ exact)
+    if not bool(one.any()):
+        return "is zero, unlike"
+    if (
+        size
+        and (factor := dot / size)
+        and math.sqrt(float((one - factor * exact).square().sum()) / size) < 0.05 * abs(factor - 1)
+    ):
+        return f"is {factor:.4g} times" if factor > 0 else f"has the opposite sign, {factor:.4g} times"
+    return f"differs by {apart(one, exact):.1e} from"
+
+
+def most_different(found: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> tuple[str, str]:
+    """The name whose tensors differ most, relative to their own size, and how they differ; both have the same names."""
+    name = max(right, key=lambda n: apart(found[n].detach().cpu(), right[n].detach().cpu()))
+    return name, how_apart(found[name], right[name])
+
+
 def push(model: nn.Module) -> None:
     """Add noise to every trainable parameter, the same noise in each call and in every dtype."""
     import torch
@@ -101,18 +126,25 @@ def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 
     The gradients stay on the parameters, for `descend`. Raises AssertionError if a parameter gets none.
     """
+    return loss_and_gradients(model, ids)[1]
+
+
+def loss_and_gradients(model: nn.Module, ids: Tensor) -> tuple[float, dict[str, Tensor]]:
+    """The mean cross-entropy, and `gradients`."""
     import torch
 
     model.train()
     for parameter in model.parameters():
         parameter.grad = None
     torch.manual_seed(7)  # for dropout
-    cross_entropy(model(input_ids=ids, use_cache=False).logits, ids).backward()
+    loss = cross_entropy(model(input_ids=ids, use_cache=False).logits, ids)
+    loss.backward()
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     lost = [n for n, p in trained.items() if p.grad is None]
     if lost:
-        raise AssertionError(f"no gradient reached {lost[0]} and {len(lost) - 1} more")
-    return {n: p.grad.detach().clone() for n, p in trained.items() if p.grad is not None}
+        more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise AssertionError(f"no gradient reached {lost[0]}{more}")
+    return float(loss.detach()), {n: p.grad.detach().clone() for n, p in trained.items() if p.grad is not None}
 
 
 def descend(adapted: Adapted, step: int) -> None:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from smollm3_finetune.api import Base
 
 
-def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def dense_copy(base: Base, dtype: torch.dtype | None = None, device: str | None = None) -> PreTrainedModel:
     """A new model in `dtype` (default: float32) whose linear weights are those of `base`, dequantized.
+
+    It is on `device`; None: where `base` is.
 
     `base` is not changed and must not have an adapter. Tied weights stay tied. Raises UnsupportedOp if the weight of a
     layer cannot be read.
@@ -26,6 +28,7 @@ def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
 
     dtype = dtype or torch.float32
     model: Any = base.model
+    where = model.device if device is None else torch.device(device)
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -39,14 +42,15 @@ def dense_copy(base: Base, dtype: torch.dtype | None = None) -> PreTrainedModel:
         if ops is None:
             continue
         prefixes.append(f"{name}.")
-        state[f"{name}.weight"] = ops.read_weight().to(dtype)
+        state[f"{name}.weight"] = ops.read_weight().to(where).to(dtype)
         if getattr(layer, "bias", None) is not None:
-            state[f"{name}.bias"] = layer.bias.detach().to(dtype)
+            state[f"{name}.bias"] = layer.bias.detach().to(where).to(dtype)
     quantized = tuple(prefixes)
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers()):
         if not (quantized and name.startswith(quantized)):
-            state[name] = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-    dense: PreTrainedModel = type(model)._from_config(config, dtype=dtype).to(model.device)
+            here = tensor.detach().to(where)  # first: not every device has every dtype
+            state[name] = here.to(dtype) if here.is_floating_point() else here
+    dense: PreTrainedModel = type(model)._from_config(config, dtype=dtype).to(where)
     missing, unexpected = dense.load_state_dict(state, strict=False)
     parameters = {n for n, _ in dense.named_parameters()}
     if unmatched := sorted(parameters & set(missing)) + sorted(

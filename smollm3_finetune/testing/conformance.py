@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -73,7 +74,7 @@ class Conformance:
     """Options of the component, as a user sets them."""
     plugins: ClassVar[Sequence[str | Path]] = ()
     """Plugin files, next to the test or as passed to `-p`; empty if the plugin is installed."""
-    device: ClassVar[str] = "cpu"
+    device: ClassVar[str] = os.environ.get("SMOLLM3_KIT_DEVICE", "cpu")
     dtype: ClassVar[str] = "float64"
     """float64, because its rounding hides no error; set `float32` if a kernel does not support float64."""
     kind: ClassVar[Kind]

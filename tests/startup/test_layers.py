@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline",),
     ("sweep",),
     ("compatibility",),
+    ("trial",),
     ("checks",),
     ("installing",),
     ("scaffold",),

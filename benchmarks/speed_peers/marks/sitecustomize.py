@@ -4,7 +4,8 @@ Python imports this module at start-up if its directory is on PYTHONPATH, in eve
 imports nothing heavy, and waits until the contestant imports torch and transformers:
 
 {"what": "optimizer", …}          when the first optimizer is created: imports are done and weights are loaded
-{"what": "step", "positions": …}  after each optimizer step, with the number of token positions that were embedded
+{"what": "step", "positions": …}  after each optimizer step, with the number of token positions that were embedded, and
+                                  the largest memory of torch on a GPU, `gpu`
 {"what": "log", "logs": {…}}      the logs of transformers.Trainer, not rounded
 
 `time` is wall-clock time; `cpu` is user and system time of the process and its parents, up to $SPEED_ROOT.
@@ -62,6 +63,16 @@ def mark(what: str, **more: Any) -> None:
         stream.write(line + "\n")
 
 
+def gpu_peak() -> int:
+    """The largest memory of torch on the GPU until now, in bytes, after what was queued there; 0 without a GPU."""
+    import torch
+
+    if not torch.cuda.is_initialized():
+        return 0
+    torch.cuda.synchronize()
+    return int(torch.cuda.max_memory_allocated())
+
+
 def parameters() -> int:
     """The elements of all parameters in memory, of every model."""
     from torch.nn import Parameter
@@ -88,7 +99,7 @@ def watch_optimizer(module: Any) -> None:
     def stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
         if "SPEED_PARAMETERS" in os.environ and not state["steps"]:
             mark("parameters", count=parameters())
-        mark("step", positions=state["positions"])
+        mark("step", positions=state["positions"], gpu=gpu_peak())
         state["positions"] = 0
         state["steps"] += 1
 

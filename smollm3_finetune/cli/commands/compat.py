@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 @click.option("--adapter", metavar="NAME", help="Show only this adapter; with --quant, details of the pair.")
 @click.option("--device", default="cpu", show_default=True, metavar="NAME", help="Device of the run: cpu, cuda, …")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--evidence", multiple=True, metavar="FILE", help="Report of doctor --try to show beside the table; repeatable."
+)
 @click.option("--measure", metavar="FILE", help="Run the pairs and write the results to FILE; takes minutes.")
 @click.option(
     "--purpose", multiple=True, type=click.Choice([*map(str, Use)]), help="With --measure: only this purpose."
@@ -32,6 +35,7 @@ def compat(
     adapter: str | None,
     device: str,
     as_json: bool,
+    evidence: tuple[str, ...],
     measure: str | None,
     purpose: tuple[str, ...],
     adapter_opt: tuple[str, ...],
@@ -49,6 +53,7 @@ def compat(
       smollm3 compat
       smollm3 compat --quant none --adapter full
       smollm3 compat --device cuda --json
+      smollm3 compat --device cuda --evidence my-gpu.json
       smollm3 compat -p my_quantizer.py --quant mine --measure my_quantizer.compat.json
     """
     from smollm3_finetune.compatibility.collect import collect
@@ -56,6 +61,8 @@ def compat(
     from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
     from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.model.device import check_device
+    from smollm3_finetune.paths import user_path
+    from smollm3_finetune.trial.results import read_report
 
     if device == "auto":
         raise ConfigError(
@@ -66,6 +73,9 @@ def compat(
         raise ConfigError("--adapter-opt requires --measure and --adapter", hint="--adapter NAME --measure FILE")
     if purpose and not measure:
         raise ConfigError("--purpose requires --measure", hint="--measure FILE")
+    if evidence and measure:
+        raise ConfigError("--evidence cannot be used with --measure", hint="omit --measure")
+    reports = [read_report(user_path(file, "--evidence"), "--evidence") for file in evidence]
     registry = find_plugins(plugin, no_plugins)
     quantizers = [registry.find(QUANTIZER, quant)] if quant else registry.of(QUANTIZER)
     adapters = [registry.find(ADAPTER, adapter)] if adapter else registry.of(ADAPTER)
@@ -75,12 +85,16 @@ def compat(
         _measure(found, Path(measure), adapter_opt, device, plugin, no_plugins)
         return
     collected = collect(registry)
+    for report in reports:
+        collected = collected.adding(report.results(), f"a trial on {report.machine['name']}")
     for problem in collected.problems:
         say_warning(problem)
     cells = table(registry, collected, device, quantizers, adapters)
     about = terms(registry, quantizers[0], adapters[0], device) if quant and adapter else None
     if as_json:
-        click.echo(json.dumps(_json(cells, about, device), indent=2, ensure_ascii=False))
+        shown = _json(cells, about, device)
+        trials = {"trials": [r.as_json() for r in reports]} if reports else {}
+        click.echo(json.dumps({**shown, **trials}, indent=2, ensure_ascii=False))
     elif quant and adapter:
         from smollm3_finetune.cli.output.compat_pair import shown_pair
 
@@ -89,6 +103,11 @@ def compat(
         from smollm3_finetune.cli.output.compat_table import shown_table
 
         click.echo(shown_table(cells))
+    if not as_json:
+        from smollm3_finetune.cli.output.trial_table import shown_trial
+
+        for report in reports:
+            click.echo(f"\n{shown_trial(report)}")
 
 
 def _json(cells: list[Cell], about: Terms | None, device: str) -> dict[str, Any]:
