@@ -24,6 +24,7 @@ from smollm3_finetune.components.kinds import (
     LAUNCHER,
     LOADER,
     OBJECTIVE,
+    OPTIMIZER,
     QUANTIZER,
 )
 from smollm3_finetune.components.locations import own_line
@@ -39,7 +40,7 @@ from smollm3_finetune.model.device import KINDS as DEVICES
 PROTOCOLS: Mapping[Any, Any] = {
     LOADER: api.Loader, QUANTIZER: api.Quantizer, ADAPTER: api.Adapter, FORMATTER: api.Formatter,
     OBJECTIVE: api.Objective, EVALUATOR: api.Evaluator, EXPORTER: api.Exporter,
-    LAUNCHER: api.Launcher,
+    LAUNCHER: api.Launcher, OPTIMIZER: api.OptimizerMaker,
 }  # fmt: skip
 PLAIN = (int, float, bool, str, type(None))
 

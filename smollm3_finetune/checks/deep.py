@@ -21,6 +21,7 @@ from smollm3_finetune.components.kinds import (
     LAUNCHER,
     LOADER,
     OBJECTIVE,
+    OPTIMIZER,
     QUANTIZER,
 )
 from smollm3_finetune.components.registry import RegisteredComponent
@@ -29,7 +30,7 @@ from smollm3_finetune.errors import MissingRequirementError
 CLASSES = {
     QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance", FORMATTER: "FormatterConformance",
     OBJECTIVE: "ObjectiveConformance", EXPORTER: "ExporterConformance",
-    LAUNCHER: "LauncherConformance",
+    LAUNCHER: "LauncherConformance", OPTIMIZER: "OptimizerConformance",
 }  # fmt: skip
 """The kit's test classes."""
 NEED_REFERENCE = {LOADER: "model", EVALUATOR: "task"}

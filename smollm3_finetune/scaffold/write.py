@@ -26,6 +26,7 @@ from smollm3_finetune.components.kinds import (
     LAUNCHER,
     LOADER,
     OBJECTIVE,
+    OPTIMIZER,
     QUANTIZER,
     Kind,
 )
@@ -89,6 +90,11 @@ SAMPLES: Mapping[Kind, _Sample] = {
         summary="several processes on this machine, with a low priority",
         dependencies=(HOST, TORCH),
         use="train --launcher {name} --launcher-opt processes=2",
+    ),
+    OPTIMIZER: _Sample(
+        summary="steps of the sign of a moving average of the gradient",
+        dependencies=(HOST, TORCH),
+        use="train --optimizer {name} --learning-rate 1e-3",
     ),
 }
 KIND_NAMES = tuple(k.name for k in KINDS)

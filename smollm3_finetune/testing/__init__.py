@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.testing.launchers import LauncherConformance
     from smollm3_finetune.testing.loaders import LoaderConformance
     from smollm3_finetune.testing.objectives import ObjectiveConformance
+    from smollm3_finetune.testing.optimizers import OptimizerConformance
     from smollm3_finetune.testing.quantizers import QuantizerConformance
     from smollm3_finetune.testing.stub import stub_base, stub_dense
 
@@ -43,6 +44,7 @@ HEAVY = {
     "LauncherConformance": "launchers",
     "LoaderConformance": "loaders",
     "ObjectiveConformance": "objectives",
+    "OptimizerConformance": "optimizers",
     "QuantizerConformance": "quantizers",
     "stub_base": "stub",
     "stub_dense": "stub",
@@ -66,6 +68,7 @@ __all__ = [
     "LauncherConformance",
     "LoaderConformance",
     "ObjectiveConformance",
+    "OptimizerConformance",
     "QuantizerConformance",
     "check_composition",
     "context",

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LAUNCHER, LOADER, OBJECTIVE, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import (
+    ADAPTER,
+    FORMATTER,
+    LAUNCHER,
+    LOADER,
+    OBJECTIVE,
+    OPTIMIZER,
+    QUANTIZER,
+    Kind,
+)
 from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
@@ -40,6 +49,7 @@ from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.layout import Layout
 from smollm3_finetune.train.early import check_options
 from smollm3_finetune.train.launcher import check_launcher_options, planned_layout, select_launcher
+from smollm3_finetune.train.optimizer import check_optimizer_fits, select_optimizer
 from smollm3_finetune.train.own_base import OwnBase, plan_own_base
 from smollm3_finetune.train.sharding import FSDP, ShardingPlan, plan_sharding
 from smollm3_finetune.train.shipping import check_shipping
@@ -71,6 +81,8 @@ class RunPlan:
     """What starts, or has started, the processes of the run."""
     layout: Layout
     """The processes of the run, which may not have been started yet."""
+    optimizer: SelectedComponent | None = None
+    """The optimizer of a plugin; None: `train.optimizer`."""
     sharding: ShardingPlan | None = None
     """What the processes share; None if each of them has all weights."""
     part_of: Mapping[str, str] | None = None
@@ -123,7 +135,7 @@ class RunPlan:
         """Every component of the run."""
         formatters = [s.formatter for s in self.rows.sources]
         model = (self.model.loader, self.model.quantizer, self.model.adapter)
-        selected = (*model, self.objective, *formatters, self.launcher)
+        selected = (*model, self.objective, *formatters, self.launcher, self.optimizer)
         return [c for c in selected if c is not None]
 
 
@@ -174,6 +186,7 @@ def plan_run(
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     about_model = collect.run(lambda: select_model(registry, request))
     launcher = collect.run(lambda: select_launcher(registry, loaded))
+    optimizer = collect.run(lambda: select_optimizer(registry, loaded))
     layout = None if launcher is None else collect.run(lambda: planned_layout(launcher, launches=launches))
     collect.finish()
     assert about_rows is not None and about_model is not None and launcher is not None and layout is not None
@@ -199,22 +212,26 @@ def plan_run(
     )
     rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
     objective = about_rows.objective
-    components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, objective]
+    chosen_last = [objective] if optimizer is None else [objective, optimizer]
+    components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, *chosen_last]
     settled = with_suggestions(loaded, components)
     if checkpoint is None:  # a resumed run keeps its data.max_length
         check_length(settled, model)
     check_batches(settled.config.train, model.adapter, model.env)
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
+    check_optimizer_fits(registry, optimizer, model, layout)
     check_trackers(settled.config.train)
     check_options(settled.config.train, settled.config.data)
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
-    sharding = plan_sharding(layout, model, settled.config.train)
+    sharding = plan_sharding(layout, model, settled.config.train, optimizer)
     check_shipping(model, settled.config.train, layout.sharding, resumed=checkpoint is not None)
     check_values(reference, objective, settled.config.train)
     chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
     chosen[LAUNCHER] = launcher
+    if optimizer is not None:
+        chosen[OPTIMIZER] = optimizer
     resolved = _resolved(settled.config, model, chosen, rows, calibration, request.add_tokens)
     return RunPlan(
         config=resolved if start is None else replace(resolved, start_from=start.reference),
@@ -229,6 +246,7 @@ def plan_run(
         asked=asked,
         launcher=launcher,
         layout=layout,
+        optimizer=optimizer,
         sharding=sharding,
         kept_calibration=kept,
         own_base=own_base,

@@ -310,6 +310,7 @@ def _train_and_measure(
         "seconds_to_first_step": trained.seconds_to_first_step,
         **({} if (held := trained.callback.held) is None else {"weights_held": held_report(held)}),
         "checkpoints": {"saved": saves.count, "seconds": round(saves.spent, 3)},
+        "optimizer": {"name": config.optimizer} if trained.optimizer is None else trained.optimizer.about(),
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapter, Objective, Observer, Quantizer
+from smollm3_finetune.api import Adapter, Objective, Observer, OptimizerMaker, Quantizer
 from smollm3_finetune.batching.numbered import Numbered
 from smollm3_finetune.batching.strategy import check_objective, training_items
 from smollm3_finetune.data.chat_template.renderer import Renderer
@@ -58,6 +58,8 @@ class Job:
     """Whether this is the process that prints and writes files."""
     observer: Observer | None = None
     """Receives losses and checkpoints."""
+    optimizer: OptimizerMaker | None = None
+    """What creates the optimizer of a plugin; None: `train.optimizer`."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Checked:
     steps: int
     done: bool
     measurements: Measurements
+    optimizer: OptimizerMaker | None
 
 
 def prepare(
@@ -113,6 +116,7 @@ def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint |
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written
+    optimizer: OptimizerMaker | None = None if plan.optimizer is None else plan.optimizer.create()
     context, embeddings = plan.model.context, plan.model.embeddings
     tokenizer = with_usable_padding(plan.tokenizer(), embeddings, display.say)
     renderer = Renderer(tokenizer, plan.render, embeddings=embeddings)
@@ -163,6 +167,7 @@ def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint |
         steps=steps,
         done=checkpoint is not None and (done == steps or early),
         measurements=measurements,
+        optimizer=optimizer,
     )
 
 

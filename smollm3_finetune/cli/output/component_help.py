@@ -21,6 +21,7 @@ from smollm3_finetune.components.kinds import (
     LAUNCHER,
     LOADER,
     OBJECTIVE,
+    OPTIMIZER,
     QUANTIZER,
     Kind,
 )
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.components.registry import RegisteredComponent
 
 NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER,
-         "launcher": LAUNCHER, "evaluator": EVALUATOR, "to": EXPORTER}  # fmt: skip
+         "launcher": LAUNCHER, "optimizer": OPTIMIZER, "evaluator": EVALUATOR, "to": EXPORTER}  # fmt: skip
 
 
 OF_A_RUN = tuple(kind for kind in KINDS if kind not in (EVALUATOR, EXPORTER))
