@@ -13,8 +13,8 @@ from smollm3_finetune.runs.rundir import RunDir
 
 START = "from"
 """The key of a run configuration for the adapter that a run trains further."""
-OF_TRAINING = ("train", "launcher", "optimizer")
-"""Sections that only a run uses."""
+OF_TRAINING = ("train", "launcher", "optimizer", "tracker")
+"""Keys that only the training of a run uses."""
 OF_A_RUN = ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", *OF_TRAINING)
 UNUSED: Mapping[Kind, tuple[str, ...]] = {
     "train": (),

@@ -34,11 +34,14 @@ if TYPE_CHECKING:
     from smollm3_finetune.testing.loaders import LoaderConformance
     from smollm3_finetune.testing.objectives import ObjectiveConformance
     from smollm3_finetune.testing.optimizers import OptimizerConformance
+    from smollm3_finetune.testing.plugin_commands import CommandConformance, finished_run
     from smollm3_finetune.testing.quantizers import QuantizerConformance
     from smollm3_finetune.testing.stub import stub_base, stub_dense
+    from smollm3_finetune.testing.trackers import TrackerConformance
 
 HEAVY = {
     "AdapterConformance": "adapters",
+    "CommandConformance": "plugin_commands",
     "EvaluatorConformance": "evaluators",
     "ExporterConformance": "exporters",
     "LauncherConformance": "launchers",
@@ -46,6 +49,8 @@ HEAVY = {
     "ObjectiveConformance": "objectives",
     "OptimizerConformance": "optimizers",
     "QuantizerConformance": "quantizers",
+    "TrackerConformance": "trackers",
+    "finished_run": "plugin_commands",
     "stub_base": "stub",
     "stub_dense": "stub",
 }
@@ -61,6 +66,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AdapterConformance",
     "Cache",
+    "CommandConformance",
     "Comparison",
     "EvaluatorConformance",
     "ExporterConformance",
@@ -70,9 +76,11 @@ __all__ = [
     "ObjectiveConformance",
     "OptimizerConformance",
     "QuantizerConformance",
+    "TrackerConformance",
     "check_composition",
     "context",
     "dense_copy",
+    "finished_run",
     "mixture_source",
     "plan",
     "relative_error",

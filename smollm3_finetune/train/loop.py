@@ -53,7 +53,7 @@ def take_steps(
     """
     config, run, checkpoint = job.plan.config.train, job.run, job.checkpoint
     health = Health(warn=job.display.say)
-    about = (job.began, SaveTimes(config.save_minutes), health, measuring, job.observer)
+    about = (job.began, SaveTimes(config.save_minutes), health, measuring, job.observer, job.receive)
     callback = RunCallback(loaded, run.metrics, job.display, *about)
     lengths = lengths_of(job.tokens.train) if config.group_by_length else None
     saved_steps = checkpoint.planned_steps if checkpoint is not None else None

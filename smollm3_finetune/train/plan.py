@@ -18,6 +18,7 @@ from smollm3_finetune.components.kinds import (
     OBJECTIVE,
     OPTIMIZER,
     QUANTIZER,
+    TRACKER,
     Kind,
 )
 from smollm3_finetune.components.negotiation import environment, refined
@@ -48,12 +49,13 @@ from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.layout import Layout
 from smollm3_finetune.train.early import check_options
-from smollm3_finetune.train.launcher import check_launcher_options, planned_layout, select_launcher
+from smollm3_finetune.train.launcher import check_launcher_options, is_own_process, planned_layout, select_launcher
 from smollm3_finetune.train.optimizer import check_optimizer_fits, select_optimizer
 from smollm3_finetune.train.own_base import OwnBase, plan_own_base
 from smollm3_finetune.train.sharding import FSDP, ShardingPlan, plan_sharding
 from smollm3_finetune.train.shipping import check_shipping
 from smollm3_finetune.train.starting import adapter_to_train, plan_started, with_kept_calibration
+from smollm3_finetune.train.tracker import check_tracker, select_tracker
 from smollm3_finetune.train.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ class RunPlan:
     """The processes of the run, which may not have been started yet."""
     optimizer: SelectedComponent | None = None
     """The optimizer of a plugin; None: `train.optimizer`."""
+    tracker: SelectedComponent | None = None
+    """What receives the metrics, beside the trackers of `train.report_to`."""
     sharding: ShardingPlan | None = None
     """What the processes share; None if each of them has all weights."""
     part_of: Mapping[str, str] | None = None
@@ -135,7 +139,7 @@ class RunPlan:
         """Every component of the run."""
         formatters = [s.formatter for s in self.rows.sources]
         model = (self.model.loader, self.model.quantizer, self.model.adapter)
-        selected = (*model, self.objective, *formatters, self.launcher, self.optimizer)
+        selected = (*model, self.objective, *formatters, self.launcher, self.optimizer, self.tracker)
         return [c for c in selected if c is not None]
 
 
@@ -187,12 +191,16 @@ def plan_run(
     about_model = collect.run(lambda: select_model(registry, request))
     launcher = collect.run(lambda: select_launcher(registry, loaded))
     optimizer = collect.run(lambda: select_optimizer(registry, loaded))
+    tracker = collect.run(lambda: select_tracker(registry, loaded))
     layout = None if launcher is None else collect.run(lambda: planned_layout(launcher, launches=launches))
     collect.finish()
     assert about_rows is not None and about_model is not None and launcher is not None and layout is not None
     context = make_context()
+    env = environment(context.device, Purpose.TRAIN)
     if launches:
-        check_launcher_options(launcher, environment(context.device, Purpose.TRAIN))
+        check_launcher_options(launcher, env)
+    if tracker is not None and (launches or is_own_process(launcher)):  # a launched process has nobody to fix it
+        check_tracker(tracker, env)
     own_base = kept = None
     if start is not None:
         own_base = plan_own_base(registry, start, context)
@@ -232,6 +240,8 @@ def plan_run(
     chosen[LAUNCHER] = launcher
     if optimizer is not None:
         chosen[OPTIMIZER] = optimizer
+    if tracker is not None:
+        chosen[TRACKER] = tracker
     resolved = _resolved(settled.config, model, chosen, rows, calibration, request.add_tokens)
     return RunPlan(
         config=resolved if start is None else replace(resolved, start_from=start.reference),
@@ -245,6 +255,7 @@ def plan_run(
         calibration=calibration,
         asked=asked,
         launcher=launcher,
+        tracker=tracker,
         layout=layout,
         optimizer=optimizer,
         sharding=sharding,

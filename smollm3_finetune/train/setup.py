@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,8 @@ class Job:
     """Receives losses and checkpoints."""
     optimizer: OptimizerMaker | None = None
     """What creates the optimizer of a plugin; None: `train.optimizer`."""
+    receive: Callable[[int, Mapping[str, float]], None] | None = None
+    """Receives the values of each step in the main process: the tracker of the run."""
 
 
 @dataclass(frozen=True)
