@@ -22,6 +22,7 @@ from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.compatibility.composition import Comparison, check_composition
 from smollm3_finetune.model.compare import relative_error
 from smollm3_finetune.model.dense_copy import dense_copy
+from smollm3_finetune.model.roles import trained_parameters
 from smollm3_finetune.testing.formatters import FormatterConformance
 from smollm3_finetune.testing.parts import context, plan
 from smollm3_finetune.testing.small import mixture_source, small_model, small_source, write_small_model
@@ -88,5 +89,6 @@ __all__ = [
     "small_source",
     "stub_base",
     "stub_dense",
+    "trained_parameters",
     "write_small_model",
 ]

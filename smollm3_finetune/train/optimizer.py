@@ -54,9 +54,10 @@ def check_optimizer_fits(
     adapter = f"{ADAPTER.flag} {model.adapter.spec.name}"
     roles = frozenset(refined(model.adapter, model.env).roles)
     if missing := sorted(spec.needs_roles - roles):
+        own = f"whose roles are {', '.join(sorted(roles))}" if roles else "which states no roles"
         raise IncompatibleError(
-            f"{flag} needs trained parameters with the role {' and '.join(missing)}, and {adapter} does not state that "
-            "it has them",
+            f"{flag} needs trained parameters with the role {' and '.join(missing)}, but the adapter is "
+            f"{model.adapter.spec.name}, {own}",
             hint=_with_roles(registry, spec.needs_roles, model),
         )
     if roles and roles <= spec.freezes:

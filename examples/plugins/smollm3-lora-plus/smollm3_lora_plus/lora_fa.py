@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from smollm3_finetune.api import IncompatibleError, OptimizerContext, Role, TrainedParameter
 from smollm3_lora_plus.options import LoraFaOptions
 
-DELTA = 1e-8
-"""Added to the diagonal of A Aᵀ before it is inverted."""
+DELTA = 1e-8  # added to the diagonal of A Aᵀ before it is inverted
 
 
 class LoraFaMaker:
@@ -49,15 +48,14 @@ def _pairs(parameters: Sequence[TrainedParameter]) -> dict[nn.Parameter, Tensor]
         a, b = ([p.parameter for p in pair if p.role is r and p.parameter.ndim == 2] for r in (Role.DOWN, Role.UP))
         if (len(pair), len(a), len(b)) != (2, 1, 1) or a[0].shape[0] != b[0].shape[1]:
             raise IncompatibleError(
-                f"optimizer 'lora-fa' needs one A (rank x inputs) and one B (outputs x rank) in each layer, which "
-                f"{layer!r} does not have",
+                f"optimizer 'lora-fa' needs one A (rank x inputs) and one B (outputs x rank) in the layer {layer}",
                 hint="--adapter lora, or another --optimizer",
             )
         found[b[0]] = a[0]
     return found
 
 
-class LoraFa(torch.optim.Optimizer):
+class LoraFa(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not checked
     """Adam for B with the corrected gradient, and for other parameters with their own."""
 
     def __init__(self, groups: list[dict[str, Any]], pairs: Mapping[nn.Parameter, Tensor], o: LoraFaOptions) -> None:
@@ -65,22 +63,24 @@ class LoraFa(torch.optim.Optimizer):
         self.inverses: dict[nn.Parameter, Tensor] = {}
         super().__init__(groups, {"betas": (o.beta1, o.beta2), "eps": o.eps, "scaling": o.scaling})
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update each parameter that has a gradient."""
-        for group in self.param_groups:
-            (beta1, beta2), rate = group["betas"], group["lr"]
-            for parameter in (p for p in group["params"] if p.grad is not None):
-                gradient, state = self._gradient(parameter, group["scaling"]), self.state[parameter]
-                if not state:
-                    state |= {"step": 0, "mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient)}
-                state["step"] += 1
-                state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
-                state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                size = rate * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
-                parameter.addcdiv_(state["mean"], state["square"].sqrt().add_(group["eps"]), value=-size)
-                parameter.mul_(1 - rate * group["weight_decay"])
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in (p for p in group["params"] if p.grad is not None):
+                    self._update(parameter, self._gradient(parameter, group["scaling"]), group)
         return None
+
+    def _update(self, parameter: nn.Parameter, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        (beta1, beta2), rate, state = group["betas"], group["lr"], self.state[parameter]
+        if not state:
+            state |= {"step": 0, "mean": torch.zeros_like(gradient), "square": torch.zeros_like(gradient)}
+        state["step"] += 1
+        state["mean"].mul_(beta1).add_(gradient, alpha=1 - beta1)
+        state["square"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        size = rate * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
+        parameter.addcdiv_(state["mean"], state["square"].sqrt().add_(group["eps"]), value=-size)
+        parameter.mul_(1 - rate * group["weight_decay"])
 
     def _gradient(self, b: nn.Parameter, scaling: float) -> Tensor:
         assert b.grad is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def orthogonalized(gradient: Tensor, iterations: int = 5, dtype: torch.dtype = t
     return x.T if tall else x
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not checked
     """The part of `torch.optim.Muon` that `muon` uses."""
 
     def __init__(
@@ -47,20 +47,23 @@ class Muon(torch.optim.Optimizer):
                     "ns_steps": ns_steps, "adjust_lr_fn": adjust_lr_fn}  # fmt: skip
         super().__init__(params, defaults)
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update each matrix that has a gradient."""
-        for group in self.param_groups:
-            for parameter in (p for p in group["params"] if p.grad is not None):
-                state, gradient = self.state[parameter], parameter.grad
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(gradient)
-                average = state["momentum_buffer"]
-                average.lerp_(gradient, 1 - group["momentum"])
-                update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
-                rows, columns = parameter.shape
-                rms = group["adjust_lr_fn"] == "match_rms_adamw"
-                factor = 0.2 * math.sqrt(max(rows, columns)) if rms else math.sqrt(max(1, rows / columns))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalized(update, group["ns_steps"]), alpha=-group["lr"] * factor)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in (p for p in group["params"] if p.grad is not None):
+                    self._update(parameter, parameter.grad, group)
         return None
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        average = state["momentum_buffer"]
+        average.lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(average, group["momentum"]) if group["nesterov"] else average
+        rows, columns = parameter.shape
+        rms = group["adjust_lr_fn"] == "match_rms_adamw"
+        factor = 0.2 * math.sqrt(max(rows, columns)) if rms else math.sqrt(max(1, rows / columns))
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(orthogonalized(update, group["ns_steps"]), alpha=-group["lr"] * factor)

@@ -46,7 +46,7 @@ def _groups(parameters: Sequence[TrainedParameter], ctx: OptimizerContext, ratio
     return found
 
 
-class Together(torch.optim.Optimizer):
+class Together(torch.optim.Optimizer):  # type: ignore[misc]  # torch is not checked
     """Optimizers that take their steps together. Groups and states are held here; each group names its optimizer."""
 
     def __init__(self, made: Mapping[str, torch.optim.Optimizer]) -> None:
