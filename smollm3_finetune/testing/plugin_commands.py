@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.checks.commands import each_command, missing_help
+from smollm3_finetune.checks.commands import each_command, missing_help, runs_help
 from smollm3_finetune.components.kinds import COMMAND
 from smollm3_finetune.errors import PluginError, SmolLM3Error
 from smollm3_finetune.testing.commands import OFFLINE, Result, smollm3
@@ -103,7 +103,10 @@ class CommandConformance(Conformance):
         demand(not heavy, f"its --help imports {', '.join(heavy)}: import them inside the function of the command")
 
     def test_it_and_every_option_have_help(self) -> None:
-        missing = missing_help(self.command(), self.component)
+        command = self.command()
+        _, error = outcome(lambda: runs_help(command, self.component))
+        demand(error is None, f"its help cannot be shown: {type(error).__name__}: {error}")
+        missing = missing_help(command, self.component)
         demand(not missing, f"no help: {', '.join(missing)}")
 
     def test_it_is_called_as_its_descriptor_says(self) -> None:
