@@ -39,7 +39,7 @@ from smollm3_finetune.api.checkpoints import (
     place_layers,
     write_checkpoint,
 )
-from smollm3_finetune.api.commands import CommandTools, OpenedModel, SavedRun
+from smollm3_finetune.api.commands import CommandTools, OpenedModel, Reply, SavedRun
 from smollm3_finetune.api.data import (
     IGNORE_INDEX,
     REASONING_FIELDS,
@@ -262,6 +262,7 @@ __all__ = [
     "QuantizerSpec",
     "ReferenceObjective",
     "Renderer",
+    "Reply",
     "Requires",
     "Role",
     "RoundTrip",

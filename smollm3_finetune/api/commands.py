@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +30,18 @@ class SavedRun(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer of a model, and its numbers of tokens."""
+
+    text: str
+    finish: Literal["stop", "length"]
+    """Whether the model ended its answer, or the answer reached its limit of tokens."""
+    prompt_tokens: int
+    tokens: int
+    """Of the answer, with the one that ends it."""
+
+
 class OpenedModel(Protocol):
     """A model that was composed for inference: base, quantizer and adapter."""
 
@@ -37,8 +50,24 @@ class OpenedModel(Protocol):
     tokenizer: PreTrainedTokenizerBase
     base: Base
 
-    def answer(self, messages: list[Mapping[str, Any]], max_new_tokens: int = 256, **sampling: Any) -> str:
-        """The answer to `messages`, rendered as in training. `sampling`: `temperature`, `top_p`, `top_k`, `seed`."""
+    def answer(self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int = 256, **sampling: Any) -> str:
+        """The text of `reply`."""
+        ...
+
+    def reply(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_new_tokens: int = 256,
+        *,
+        stream: Callable[[str], None] | None = None,
+        **sampling: Any,
+    ) -> Reply:
+        """Answer `messages`, rendered as in training.
+
+        `stream` gets each piece of the text when it is generated. `sampling`: `temperature`, `top_p`, `top_k`,
+        `min_p`, `repetition_penalty`, `seed`; without a temperature, the most probable token is taken. Raises
+        ConfigError if the messages do not fit into the context, or for a value that is out of range.
+        """
         ...
 
 
@@ -48,13 +77,14 @@ class CommandTools(Protocol):
     progress: Progress
 
     def run(self, reference: str | Path) -> SavedRun:
-        """Open the directory of a run. Raises DataError if it is none."""
+        """Open a run: its directory, or its name in `runs/`. Raises ModelError if there is none, or it is damaged."""
         ...
 
     def model(self, reference: str | Path, **settings: Any) -> OpenedModel:
         """Load a model, or a run with its adapter, for inference.
 
-        `settings` are keys of a configuration, such as `quant="bnb-4bit"` or `device="cpu"`. Raises a SmolLM3Error.
+        `settings`: `loader`, `quant`, `adapter`, each a name or a mapping with the name and options, `adapter_path`,
+        `device`, `dtype`, `seed`. Those of a run are decided by the run. Raises a SmolLM3Error.
         """
         ...
 

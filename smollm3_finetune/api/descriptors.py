@@ -379,13 +379,18 @@ class OptimizerSpec(ComponentSpec):
 class TrackerSpec(ComponentSpec):
     """Offers a `Tracker`: what receives the metrics of a run."""
 
+    check: Callable[[Any, Env], None] | None = None
+    """`check(options, env)` raises a SmolLM3Error if the options cannot be used, such as a missing environment
+    variable. Light, and without network access: called while a run is planned."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CommandSpec(ComponentSpec):
     """Offers a command, `smollm3 NAME`.
 
-    `factory` is the dotted name of a `click.Command` or group, imported when the command is used. `name` must not be
-    that of a built-in command. Its functions get a `CommandTools` with `@click.pass_obj`.
+    `factory` is the dotted name of a `click.Command` or group, imported when the command is used or its help is shown:
+    import torch inside its functions. They get a `CommandTools` with `@click.pass_obj`. `name` must not be that of a
+    built-in command. `options` is not used: a command declares its options with click.
     """
 
 

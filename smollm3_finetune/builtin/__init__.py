@@ -19,6 +19,7 @@ from smollm3_finetune.api import (
     ObjectiveSpec,
     Op,
     QuantizerSpec,
+    Role,
     hookimpl,
 )
 from smollm3_finetune.builtin.formatters import claims
@@ -87,8 +88,10 @@ def _dense_bytes(options: Any, shape: tuple[int, int], env: Env) -> LayerBytes:
 
 
 def _refine_full(spec: AdapterSpec, options: Any, env: Env) -> AdapterSpec:
-    """Parameters that are chosen by name may leave out the rows of new tokens."""
-    return dataclasses.replace(spec, trains_new_tokens=not options.parameters)
+    """Parameters that are chosen by name may leave out the rows of new tokens, or all of a role."""
+    if not options.parameters:
+        return spec
+    return dataclasses.replace(spec, trains_new_tokens=False, roles=())
 
 
 @hookimpl
@@ -105,6 +108,7 @@ def smollm3_adapters() -> list[AdapterSpec]:
             disables=False,
             training_options=("parameters", "master_weights"),
             trains_new_tokens=True,
+            roles={Role.WEIGHT, Role.NORM, Role.EMBEDDING},
             refine=_refine_full,
             suggests={"train.learning_rate": 2e-5},
             card=AdapterCard(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +13,7 @@ from smollm3_finetune.api import (
     BuildContext,
     ConfigError,
     ModelError,
+    Role,
     UnsupportedOp,
     is_resource_error,
     open_tensors,
@@ -65,6 +67,25 @@ class FullyTrained:
 
     def disabled(self) -> AbstractContextManager[None]:
         raise UnsupportedOp("adapter 'full' changes the base, so the original is not available for comparison")
+
+    def parameter_roles(self) -> Mapping[str, Role]:
+        """The role of each parameter, from its dimensions and the module that has it."""
+        from torch import nn
+
+        embeddings = {id(self.model.get_input_embeddings()), id(self.model.get_output_embeddings())}
+        found = {}
+        for path, module in self.model.named_modules():
+            for attribute, parameter in module.named_parameters(recurse=False):
+                name = f"{path}.{attribute}" if path else attribute
+                if attribute.endswith("bias"):
+                    found[name] = Role.BIAS
+                elif id(module) in embeddings or isinstance(module, nn.Embedding):
+                    found[name] = Role.EMBEDDING
+                elif parameter.ndim > 1:
+                    found[name] = Role.WEIGHT
+                else:
+                    found[name] = Role.NORM if "norm" in type(module).__name__.lower() else Role.OTHER
+        return found
 
     def on_step(self, step: int) -> None:
         pass

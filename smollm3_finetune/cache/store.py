@@ -27,6 +27,7 @@ from typing import Any
 
 from smollm3_finetune.cache.fingerprint import fingerprint
 from smollm3_finetune.cache.in_use import Use
+from smollm3_finetune.cache.place import cache_folder
 from smollm3_finetune.errors import ConfigError, SmolLM3Error, WriteError
 from smollm3_finetune.files.checksums import damage, write_checksums
 from smollm3_finetune.files.failures import writing
@@ -54,14 +55,10 @@ def default_root() -> Path:
 
 
 def _root() -> Path:
-    if own := os.environ.get("SMOLLM3_CACHE"):
-        return user_path(own, "SMOLLM3_CACHE")
-    if not (base := os.environ.get("XDG_CACHE_HOME")):
-        try:
-            base = str(Path.home() / ".cache")
-        except RuntimeError as e:
-            raise ConfigError("the cache needs a home directory, but there is none", hint=HINT) from e
-    return Path(base) / "smollm3"
+    folder = cache_folder()
+    if folder is None:
+        raise ConfigError("the cache needs a home directory, but there is none", hint=HINT)
+    return user_path(folder, "SMOLLM3_CACHE") if os.environ.get("SMOLLM3_CACHE") else Path(folder)
 
 
 def sums_file(entry: Path) -> Path:

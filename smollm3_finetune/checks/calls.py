@@ -19,10 +19,22 @@ from smollm3_finetune.api import (
     EvaluationContext,
     ModelSource,
     Purpose,
+    Role,
     directory_source,
 )
 from smollm3_finetune.components.contract import described
-from smollm3_finetune.components.kinds import ADAPTER, EVALUATOR, EXPORTER, FORMATTER, LAUNCHER, LOADER, QUANTIZER
+from smollm3_finetune.components.kinds import (
+    ADAPTER,
+    COMMAND,
+    EVALUATOR,
+    EXPORTER,
+    FORMATTER,
+    LAUNCHER,
+    LOADER,
+    OPTIMIZER,
+    QUANTIZER,
+    TRACKER,
+)
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import PluginTimeoutError, SmolLM3Error
@@ -68,6 +80,12 @@ def calls(component: RegisteredComponent, options: Any) -> Iterator[tuple[str, s
     if component.kind is LAUNCHER:
         yield ("it states the processes of a run, or refuses its options with a hint", _launch(component, options),
                "return a number or None from processes, and raise ConfigError with a hint in check")  # fmt: skip
+    if component.kind is OPTIMIZER and component.spec.state_bytes is not None:  # type: ignore[attr-defined]
+        yield ("state_bytes returns a number of bytes for every role", _state_bytes(component, options),
+               "return 0 for roles in freezes, otherwise bytes for a float32 parameter of this shape")  # fmt: skip
+    if component.kind is TRACKER and getattr(component.spec, "check", None) is not None:
+        yield ("check accepts its options, or refuses them with a hint", _check_options(component, options),
+               "raise ConfigError with a hint; return nothing")  # fmt: skip
     if component.kind is LOADER:
         yield ("open returns a source, or refuses the reference with a hint", _open(component, options),
                "raise ModelError with a hint; return a ModelSource")  # fmt: skip
@@ -109,6 +127,33 @@ def _launch(component: RegisteredComponent, options: Any) -> str:
         _, problem = _called(component, "check(options, env)", partial(spec.check, options, env))
         if problem:
             return problem
+    return ""
+
+
+def _state_bytes(component: RegisteredComponent, options: Any) -> str:
+    spec: Any = component.spec
+    for role in Role:
+        answer, problem = _called(component, "state_bytes", partial(_stated_bytes, component, options, role))
+        if problem:
+            return problem
+        if not isinstance(answer, int) or isinstance(answer, bool) or answer < 0:
+            return f"state_bytes(options, shape, {str(role)!r}) returned {described(answer)}"
+        if answer and role in spec.freezes:
+            return f"state_bytes states {answer} bytes for the role {str(role)!r}, which freezes has"
+    return ""
+
+
+def _stated_bytes(component: RegisteredComponent, options: Any, role: Role) -> Any:
+    spec: Any = component.spec
+    return spec.state_bytes(options, (8, 4), str(role))
+
+
+def _check_options(component: RegisteredComponent, options: Any) -> str:
+    check = component.spec.check  # type: ignore[attr-defined]
+    for env in environments():
+        answer, problem = _called(component, "check(options, env)", partial(check, options, env))
+        if problem or answer is not None:
+            return problem or f"check(options, env) returned {described(answer)}, which is ignored"
     return ""
 
 
@@ -198,6 +243,9 @@ def light_calls(component: RegisteredComponent) -> Iterator[Call]:
     With each call, the modules that the function must not import; None: no large library.
     """
     spec: Any = component.spec
+    if component.kind is COMMAND:
+        yield "--help", TORCH, component.command
+        return
     if (claims := getattr(spec, "claims", None)) is not None:
         for subject in CLAIMED[component.kind]:
             yield "claims", None, partial(claims, subject)
@@ -210,8 +258,12 @@ def light_calls(component: RegisteredComponent) -> Iterator[Call]:
             yield "refine", None, partial(refine, spec, options, env)
     if component.kind is LAUNCHER:
         yield "processes, sharding or check", TORCH, lambda: _launch(component, options)
+    elif component.kind is TRACKER and spec.check is not None:
+        yield "check", TORCH, lambda: _check_options(component, options)
     elif (check := getattr(spec, "check", None)) is not None:
         yield "check", TORCH, lambda: check(options, _small_source())
+    if component.kind is OPTIMIZER and spec.state_bytes is not None:
+        yield "state_bytes", TORCH, lambda: [_stated_bytes(component, options, role) for role in Role]
     if component.kind is LOADER:
         yield "open", TORCH, lambda: _open(component, options)
     if component.kind is FORMATTER:

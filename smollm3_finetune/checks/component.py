@@ -18,13 +18,16 @@ from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import (
     ADAPTER,
+    COMMAND,
     EVALUATOR,
     EXPORTER,
     FORMATTER,
     LAUNCHER,
     LOADER,
     OBJECTIVE,
+    OPTIMIZER,
     QUANTIZER,
+    TRACKER,
 )
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import RegisteredComponent, Registry
@@ -39,7 +42,7 @@ from smollm3_finetune.model.device import KINDS as DEVICES
 PROTOCOLS: Mapping[Any, Any] = {
     LOADER: api.Loader, QUANTIZER: api.Quantizer, ADAPTER: api.Adapter, FORMATTER: api.Formatter,
     OBJECTIVE: api.Objective, EVALUATOR: api.Evaluator, EXPORTER: api.Exporter,
-    LAUNCHER: api.Launcher,
+    LAUNCHER: api.Launcher, OPTIMIZER: api.OptimizerMaker, TRACKER: api.Tracker,
 }  # fmt: skip
 PLAIN = (int, float, bool, str, type(None))
 
@@ -47,6 +50,8 @@ PLAIN = (int, float, bool, str, type(None))
 def component_findings(component: RegisteredComponent, registry: Registry) -> list[Finding]:
     """Every check of one component."""
     checks = [_options, _factory, _requirements, _api, _names, _suggests, _claims, _refine, _calls]
+    if component.kind is COMMAND:
+        checks = [_command, _requirements, _api, _names]
     found = []
     if (unset := _unset(component)) is not None:
         checks = [c for c in checks if c not in (_factory, _refine, _calls)]
@@ -173,6 +178,25 @@ def _factory(component: RegisteredComponent, registry: Registry) -> Iterator[Fin
         problem = _problem(lambda: stated_columns(made))
         yield _finding(component, "columns names the columns that it reads", not problem, problem,
                        'columns = ("question", "answer")')  # fmt: skip
+
+
+def _command(component: RegisteredComponent, registry: Registry) -> Iterator[Finding]:
+    """Checks of the click command that is the factory of a component."""
+    from smollm3_finetune.checks.commands import missing_help, runs_help
+
+    title = f"factory {component.spec.factory} is a click command"
+    try:
+        command = component.command()
+    except SmolLM3Error as e:
+        yield _finding(component, title, False, e.message, e.hint or "")
+        return
+    yield _finding(component, title, True, type(command).__name__)
+    problem = _problem(lambda: runs_help(command, component.spec.name))
+    yield _finding(component, "its --help can be shown", not problem, problem,
+                   "help must need no argument, no file and no model")  # fmt: skip
+    missing = missing_help(command, component.spec.name)
+    yield _finding(component, "it and each of its options have help", not missing, ", ".join(missing),
+                   'a docstring, and click.option(…, help="One line of help.")')  # fmt: skip
 
 
 def _reference(component: RegisteredComponent, made: Any) -> Iterator[Finding]:

@@ -15,13 +15,16 @@ from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.plugin import Target
 from smollm3_finetune.components.kinds import (
     ADAPTER,
+    COMMAND,
     EVALUATOR,
     EXPORTER,
     FORMATTER,
     LAUNCHER,
     LOADER,
     OBJECTIVE,
+    OPTIMIZER,
     QUANTIZER,
+    TRACKER,
 )
 from smollm3_finetune.components.registry import RegisteredComponent
 from smollm3_finetune.errors import MissingRequirementError
@@ -29,7 +32,8 @@ from smollm3_finetune.errors import MissingRequirementError
 CLASSES = {
     QUANTIZER: "QuantizerConformance", ADAPTER: "AdapterConformance", FORMATTER: "FormatterConformance",
     OBJECTIVE: "ObjectiveConformance", EXPORTER: "ExporterConformance",
-    LAUNCHER: "LauncherConformance",
+    LAUNCHER: "LauncherConformance", OPTIMIZER: "OptimizerConformance", TRACKER: "TrackerConformance",
+    COMMAND: "CommandConformance",
 }  # fmt: skip
 """The kit's test classes."""
 NEED_REFERENCE = {LOADER: "model", EVALUATOR: "task"}

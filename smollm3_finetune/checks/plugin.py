@@ -23,7 +23,7 @@ from smollm3_finetune.checks.light import SLOW, Light, heavy_imports
 from smollm3_finetune.checks.probe import run_pieces
 from smollm3_finetune.components.contract import hint_of, near_hook, sentence
 from smollm3_finetune.components.discovery import GROUP, PluginSelection, discover
-from smollm3_finetune.components.kinds import KINDS
+from smollm3_finetune.components.kinds import COMMAND, KINDS
 from smollm3_finetune.components.locations import own_line
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
@@ -239,11 +239,15 @@ PLANNED = ("open",)
 
 def _light_calls(target: Target, light: Light) -> list[Finding]:
     """Findings about what the functions import that are called while a run is planned."""
-    must = [(f, m, w) for f, m, w in light.called if f.partition(" ")[0] not in PLANNED]
+    helps = [(f, m, w) for f, m, w in light.called if f.partition(" ")[0] == "--help"]
+    must = [(f, m, w) for f, m, w in light.called if f.partition(" ")[0] not in (*PLANNED, "--help")]
     may = [(f, m, w) for f, m, w in light.called if f.partition(" ")[0] in PLANNED]
     check = "what is called while a run is planned does not import torch or transformers"
     fix = "decide it without them, or import them in the implementation"
     found = [_finding(target, check, not must, _imports(must), fix)]
+    if any(c.kind is COMMAND for c in target.components):
+        found.append(_finding(target, "the help of a command does not import torch or transformers", not helps,
+                              _imports(helps), "import them inside the function of the command"))  # fmt: skip
     if may:
         found.append(Finding(subject=target.name, check="opening a model does not import torch or transformers",
                              ok=False, serious=False, found=_imports(may),

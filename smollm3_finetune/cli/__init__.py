@@ -54,12 +54,46 @@ EPILOG = "smollm3 train without arguments fine-tunes a small built-in model in u
 
 
 class Commands(LazyGroup):
-    """The group of all commands."""
+    """The group of all commands. Plugins are imported if a command is not built in, and by `-p`."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.table:
             _quiet_libraries()
         return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, plugins = args[0], ctx.params.get("plugin") or ()
+        if name in self.table or name.startswith("-"):
+            if plugins:
+                import shlex
+
+                hint = shlex.join(["smollm3", *args, *(word for p in plugins for word in ("-p", p))])
+                raise click.UsageError(f"-p belongs after the name of a built-in command\n  hint: {hint}", ctx)
+            return super().resolve_command(ctx, args)
+        from smollm3_finetune.cli.plugin_command import find_command
+
+        _quiet_libraries()
+        return name, find_command(ctx, name, plugins, self.list_commands(ctx)), args[1:]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_commands(ctx, formatter)
+        if rows := _commands_of_plugins():
+            with formatter.section("Commands of plugins"):
+                formatter.write_dl(rows)
+
+
+def _commands_of_plugins() -> list[tuple[str, str]]:
+    """The commands of the installed plugins and their summaries, from the snapshot: no plugin is imported."""
+    from smollm3_finetune.components.snapshot import read_snapshot
+
+    snapshot = read_snapshot()
+    offered = snapshot.of("command") if snapshot is not None else []
+    names = [one.name for one in offered]
+    return [
+        (one.name if names.count(one.name) == 1 else f"{one.distribution}:{one.name}", one.summary) for one in offered
+    ]
 
 
 @click.group(
@@ -68,8 +102,12 @@ class Commands(LazyGroup):
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+@click.option(
+    "-p", "--plugin", "plugin", multiple=True, metavar="FILE|MODULE|no:NAME",
+    help="Before the name of a plugin's command: a plugin file or module that offers it.",
+)  # fmt: skip
 @click.version_option(__version__, prog_name="smollm3")
-def cli() -> None:
+def cli(plugin: tuple[str, ...]) -> None:
     """Fine-tune SmolLM3 and other causal language models. Every method is a plugin."""
 
 

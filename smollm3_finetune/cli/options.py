@@ -56,14 +56,15 @@ class Number(click.FloatRange):
         return number
 
 
-def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+def set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Record on the root context that tracebacks are shown."""
     if value and ctx.find_root().obj is not None:
         ctx.find_root().obj.debug = True
 
 
 def debug_option(f: F) -> F:
     return click.option(
-        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks of errors."
+        "--debug", is_flag=True, expose_value=False, callback=set_debug, help="Show tracebacks of errors."
     )(f)
 
 

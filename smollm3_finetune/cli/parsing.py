@@ -118,7 +118,7 @@ def _component_settings(name: str, flags: Iterable[str]) -> Iterator[str]:
         registry: Any = find_plugins((), False)
     except SmolLM3Error:
         return
-    for kind in KINDS:
+    for kind in (k for k in KINDS if k.section):
         flag = f"--{kind.section}-opt"
         if kind is QUANTIZER and flag not in flags:
             flag = "--requantize-opt"

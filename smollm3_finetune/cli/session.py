@@ -113,11 +113,15 @@ def prints_report(f: F) -> F:
 
 
 def discovered(requested: Iterable[str], no_plugins: bool = False) -> Registry:
-    """The result of `discover`."""
+    """The result of `discover`, of which a snapshot is kept for completion and root help."""
     from smollm3_finetune.components.discovery import PluginSelection, discover
+    from smollm3_finetune.components.snapshot import package_folders, write_snapshot
 
+    before = package_folders()
     with stdout_to_stderr():
-        return discover(PluginSelection.of(tuple(requested), no_plugins))
+        registry = discover(PluginSelection.of(tuple(requested), no_plugins))
+    write_snapshot(registry, before)
+    return registry
 
 
 def find_plugins(requested: Iterable[str], no_plugins: bool) -> Registry:

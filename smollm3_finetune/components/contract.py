@@ -121,6 +121,15 @@ def check_twice(kind: Kind, specs: Iterable[ComponentSpec]) -> None:
             taken.add(name)
 
 
+def check_reserved(kind: Kind, specs: Iterable[ComponentSpec]) -> None:
+    """Raises Violation if a plugin uses a name that is built in: it would never be called by it."""
+    for spec in specs:
+        for name in (spec.name, *spec.aliases):
+            if name in kind.reserved:
+                raise Violation(f"its {kind.name} {name!r} has the name of the built-in {kind.flag} {name}",
+                                f"rename it, for example name='my-{name}'")  # fmt: skip
+
+
 FUNCTIONS = {
     "claims": ("what",), "refine": ("spec", "options", "env"), "check": ("options", "source"),
     "processes": ("options",), "sharding": ("options",), "joins": ("options",),

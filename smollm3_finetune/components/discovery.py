@@ -24,6 +24,7 @@ import pluggy
 from smollm3_finetune import stopping
 from smollm3_finetune.components.contract import (
     Violation,
+    check_reserved,
     check_twice,
     descriptors,
     hint_of,
@@ -33,6 +34,7 @@ from smollm3_finetune.components.contract import (
 )
 from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
+from smollm3_finetune.components.snapshot import disabled_by_environment
 from smollm3_finetune.errors import ConfigError, PluginError, PluginTimeoutError, did_you_mean
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.version import __version__
@@ -57,13 +59,9 @@ class PluginSelection:
     def of(cls, requested: Sequence[str], no_plugins: bool = False) -> PluginSelection:
         """The selection for the values of `-p`, the flag `--no-plugins` and `SMOLLM3_DISABLE_PLUGINS`."""
         blocked = {r[3:] for r in requested if r.startswith("no:")}
-        disabled = os.environ.get("SMOLLM3_DISABLE_PLUGINS", "")
-        if disabled in ("1", "all", "true"):
-            no_plugins = True
-        else:
-            blocked |= {n.strip() for n in disabled.split(",") if n.strip() and n.strip() != "0"}
+        everything, names = disabled_by_environment()
         files = tuple(r for r in requested if not r.startswith("no:"))
-        return cls(files=files, blocked=frozenset(blocked), entry_points=not no_plugins)
+        return cls(files=files, blocked=frozenset(blocked | names), entry_points=not (no_plugins or everything))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,9 @@ class _Candidate:
         found.__cause__ = error
         return found
 
-    def record(self, status: str, components: Iterable[str] = (), error: BaseException | None = None) -> PluginRecord:
+    def record(
+        self, status: str, components: Iterable[str] = (), error: BaseException | None = None, module: Any = None
+    ) -> PluginRecord:
         return PluginRecord(
             name=self.name,
             distribution=self.distribution,
@@ -111,6 +111,7 @@ class _Candidate:
             components=tuple(components),
             error=sentence(error) if error is not None else None,
             hint=(hint_of(error) or _advice(error)) if error is not None else None,
+            file=getattr(module, "__file__", None),
             exceptions=[self.broken(error)] if error is not None else [],
         )
 
@@ -186,7 +187,7 @@ def discover(selection: PluginSelection = PluginSelection()) -> Registry:
         else:
             seen.append(plugin)
             components += found
-            records.append(candidate.record("active", [f"{o.kind.name} {o.spec.name}" for o in found]))
+            records.append(candidate.record("active", [f"{o.kind.name} {o.spec.name}" for o in found], module=plugin))
         if trace:
             took = (time.perf_counter() - began) * 1000
             print(f"smollm3: plugin {candidate.name}: {records[-1].status}, {took:.1f} ms", file=sys.stderr)
@@ -314,6 +315,7 @@ def _collect(manager: pluggy.PluginManager, candidate: _Candidate, plugin: Any) 
             continue
         specs = candidate.waited(partial(descriptors, function, kind), kind.hook)
         check_twice(kind, specs)
+        check_reserved(kind, specs)
         components += [
             RegisteredComponent(
                 kind=kind,

@@ -28,9 +28,11 @@ class Kind:
     flag: str
     """The command-line option that selects a component of this kind."""
     section: str
-    """The configuration section that holds its name and options."""
+    """The configuration section that holds its name and options; empty: a configuration does not name it."""
     methods: tuple[str, ...]
     """The methods that an object made by a factory of this kind must have."""
+    reserved: tuple[str, ...] = ()
+    """Names that a plugin cannot use, because they mean something built in."""
 
 
 LOADER = Kind(
@@ -103,9 +105,22 @@ TRACKER = Kind(
     name="tracker", spec=TrackerSpec, hook="smollm3_trackers", flag="--tracker", section="tracker", methods=("open",)
 )
 
+BUILT_IN_COMMANDS = (
+    "train", "plan", "generate", "eval", "chat", "merge", "quantize", "export", "pipeline", "sweep", "push", "data",
+    "runs", "compat", "plugins", "config", "cache", "doctor", "completion", "help",
+)  # fmt: skip
+"""The commands of core, and names that it keeps for itself."""
+
 COMMAND = Kind(
-    name="command", spec=CommandSpec, hook="smollm3_commands", flag="smollm3", section="command", methods=("main",)
+    name="command",
+    spec=CommandSpec,
+    hook="smollm3_commands",
+    flag="smollm3",
+    section="",
+    methods=("main",),
+    reserved=BUILT_IN_COMMANDS,
 )
+"""Its factory is the command itself, a `click.Command`, not a function that makes it."""
 
 KINDS = (
     LOADER, QUANTIZER, ADAPTER, FORMATTER, OBJECTIVE, EVALUATOR, EXPORTER, LAUNCHER, OPTIMIZER, TRACKER, COMMAND,

@@ -117,7 +117,7 @@ def check_reference(
     """
     if refined(objective, env).reference != "base" or refined(adapter, env).disables:
         return
-    others = (c for c in _usable(registry, ADAPTER, env) if not missing_ops(quantizer, c, env))
+    others = (c for c in usable(registry, ADAPTER, env) if not missing_ops(quantizer, c, env))
     names = [c.spec.name for c in others if refined(c, env).disables]
     names.sort(key=lambda name: (name not in (adapter.spec.name, DEFAULT_ADAPTER), name))
     same = " with its default options" if names and names[0] == adapter.spec.name else ""
@@ -130,7 +130,7 @@ def check_reference(
     )
 
 
-def _usable(registry: Registry, kind: Kind, env: Env) -> list[SelectedComponent]:
+def usable(registry: Registry, kind: Kind, env: Env) -> list[SelectedComponent]:
     """The components of a kind that can run on this machine, with their default options."""
     found = []
     for component in registry.of(kind):
@@ -148,7 +148,7 @@ def _nearest(registry: Registry, quantizer: SelectedComponent, adapter: Selected
 
     def defaults(kind: Kind) -> list[SelectedComponent]:
         found = []
-        for chosen in _usable(registry, kind, env):
+        for chosen in usable(registry, kind, env):
             with contextlib.suppress(SmolLM3Error):
                 missing_ops(*((chosen, adapter) if kind is QUANTIZER else (quantizer, chosen)), env)
                 found.append(chosen)

@@ -126,6 +126,14 @@ class RegisteredComponent:
             )
         return made
 
+    def command(self) -> Any:
+        """The `click.Command` of a component of the kind `command`. Raises PluginError if its factory is another."""
+        found = self._import("factory")
+        if isinstance(found, type) or not all(callable(getattr(found, n, None)) for n in self.kind.methods):
+            raise PluginError(f"{self.who}: the factory {self.spec.factory} is {described(found)}, not a click command",
+                              hint="decorate the function with @click.command()")  # fmt: skip
+        return found
+
     def check_methods(self, made: Any, methods: Iterable[str], maker: str) -> None:
         """Raises PluginError if `made`, which `maker` returned, lacks one of the methods; names the first."""
         for name in methods:
@@ -250,6 +258,8 @@ class PluginRecord:
     error: str | None = None
     hint: str | None = None
     """For a broken plugin: what to do, for its author."""
+    file: str | None = field(default=None, compare=False)
+    """The file of its hook module; None if it was not imported."""
     exceptions: list[PluginError] = field(default_factory=list, repr=False, compare=False)
     """For a broken plugin: the error to raise if a run needs it."""
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
-from smollm3_finetune.api import Adapted, Base, BuildContext, Op, architecture_of
+from smollm3_finetune.api import Adapted, Base, BuildContext, Op, TrainedParameter, architecture_of
 from smollm3_finetune.api.quantizers import _to_quantize
 from smollm3_finetune.components.layer_bytes import effective_options, layer_bytes
 from smollm3_finetune.components.negotiation import provided
@@ -44,6 +44,8 @@ class Plan(Protocol):
     def objective(self) -> SelectedComponent: ...
     @property
     def layout(self) -> Layout: ...
+    @property
+    def optimizer(self) -> SelectedComponent | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ class Built:
     """The context in which the model runs."""
     trained: tuple[tuple[torch.nn.Parameter, int], ...]
     """The trained parameters, and how many of the complete model each of them stands for."""
+    parameters: tuple[TrainedParameter, ...] = ()
+    """The parameters that the optimizer of a plugin gets, those that it freezes too; empty without one."""
 
     @property
     def gradients(self) -> int:
@@ -113,6 +117,7 @@ def build(plan: Plan) -> Built:
     base = Base(model=model, fingerprint="", ops_for=ops_of(_operations(plan)))
     with Trace():  # reads of values give zero
         adapted = _attach(adapter, base, context)
+    parameters = _parameters_of(plan.optimizer, adapted)
     adapted.model.train()
     held = _held(adapted.model, base.model, reduced, own)
     mode = without_values()
@@ -120,7 +125,28 @@ def build(plan: Plan) -> Built:
         as_fake(adapted.model, context.device.partition(":")[0])
     counted = _counted(adapted.model, base.model, reduced)
     trained = tuple((p, times) for p, times in counted if isinstance(p, torch.nn.Parameter) and p.requires_grad)
-    return Built(reduced=reduced, adapted=adapted, base=base, held=held, trained=trained, mode=mode)
+    now = dict(adapted.model.named_parameters())
+    return Built(
+        reduced=reduced,
+        adapted=adapted,
+        base=base,
+        held=held,
+        trained=trained,
+        parameters=tuple(replace(p, parameter=now[p.name]) for p in parameters),
+        mode=mode,
+    )
+
+
+def _parameters_of(optimizer: SelectedComponent | None, adapted: Adapted) -> tuple[TrainedParameter, ...]:
+    """The parameters that the optimizer of a plugin gets; those that its descriptor freezes are frozen."""
+    from smollm3_finetune.model.roles import trained_parameters
+
+    if optimizer is None:
+        return ()
+    found = tuple(trained_parameters(adapted))
+    for one in found:
+        one.parameter.requires_grad_(one.role not in optimizer.spec.freezes)
+    return found
 
 
 def _attach(adapter: SelectedComponent, base: Base, context: BuildContext) -> Adapted:

@@ -103,7 +103,7 @@ class Estimator:
             self._built = build(self.plan)
         with self._built.mode:
             if self._optimizer is None:
-                self._optimizer = optimizer_bytes(self._built, self.plan.config.train, self.device, round_up)
+                self._optimizer = optimizer_bytes(self._built, self.plan, self.device, round_up)
             step = trace_step(self._built, self.plan, length, batch, round_up)
         return self._added_up(about, self._built, self._optimizer, step, round_up)
 

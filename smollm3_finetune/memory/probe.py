@@ -167,6 +167,7 @@ def _take_steps(job: Job) -> dict[str, Any]:
     from smollm3_finetune.inference.precision import autocast
     from smollm3_finetune.model.load import compose
     from smollm3_finetune.train.callback import RunCallback
+    from smollm3_finetune.train.plugin_optimizer import optimizer_of
     from smollm3_finetune.train.reference import computed_before, reference_of
     from smollm3_finetune.train.trainer import make_trainer
 
@@ -207,6 +208,7 @@ def _take_steps(job: Job) -> dict[str, Any]:
             *(loaded, job.objective, job.items, reference.in_training(collate), job.args, callback),
             lengths=lengths_of(job.tokens.train) if config.group_by_length else None,
             refer=reference.in_step,
+            optimizer=optimizer_of(job, loaded),
         )
         timing = Timing()
         trainer.add_callback(timing)

@@ -54,6 +54,8 @@ def key_of(plan: RunPlan) -> str:
     """The same for runs whose memory differs because of the size of their batches only."""
     config = as_dict(plan.config)
     sections = {name: config.get(name) for name in ("model", "loader", "quant", "adapter", "objective", "dtype")}
+    if plan.optimizer is not None:
+        sections["optimizer"] = config.get("optimizer")
     train = {name: config["train"].get(name) for name in TRAIN_KEYS}
     return fingerprint("memory", sections, train, plan.layout.processes, plan.layout.sharding)
 

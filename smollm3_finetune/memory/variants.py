@@ -12,6 +12,7 @@ from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import IncompatibleError
 from smollm3_finetune.model.plan import ModelRequest, plan_model, select_model
 from smollm3_finetune.progress import Silent
+from smollm3_finetune.train.optimizer import check_optimizer_fits
 
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import RegisteredComponent, Registry
@@ -41,6 +42,7 @@ def with_components(
     made = plan_model(registry, selected, context, model.source)
     assert made.adapter is not None
     check_batches(plan.config.train, made.adapter, made.env)
+    check_optimizer_fits(registry, plan.optimizer, made, plan.layout)
     config = replace(plan.config, quant=made.quantizer.as_config(), adapter=made.adapter.as_config())
     return replace(plan, config=config, model=replace(made, earlier=model.earlier))
 

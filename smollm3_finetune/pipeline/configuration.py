@@ -13,12 +13,15 @@ from smollm3_finetune.runs.rundir import RunDir
 
 START = "from"
 """The key of a run configuration for the adapter that a run trains further."""
+OF_TRAINING = ("train", "launcher", "optimizer", "tracker")
+"""Keys that only the training of a run uses."""
+OF_A_RUN = ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", *OF_TRAINING)
 UNUSED: Mapping[Kind, tuple[str, ...]] = {
     "train": (),
-    "merge": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
-    "quantize": ("quant", "adapter", "train", "launcher"),
-    "export": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
-    "eval": ("model", "quant", "adapter", "objective", "formatter", "data", "calibration", "train", "launcher"),
+    "merge": OF_A_RUN,
+    "quantize": ("quant", "adapter", *OF_TRAINING),
+    "export": OF_A_RUN,
+    "eval": OF_A_RUN,
 }
 """Defaults of the file that a stage does not use."""
 Directories = Mapping[str, Path]

@@ -10,9 +10,10 @@ from smollm3_finetune.report.metrics import HELD_OUT, Metrics
 from smollm3_finetune.report.run_view import RunView
 from smollm3_finetune.report.thinning import BUCKETS, DENSE, SMOOTHED_FROM, Points, smoothed, window
 
+RATE = "learning_rate"
 LOSS, LOSS_OF_TERMS = "nats per supervised token", "per term"
 CHARTS = (
-    ("learning_rate", "Learning rate", "", True),
+    (RATE, "Learning rate", "", True),
     ("grad_norm", "Gradient norm", "before clipping", False),
     ("tokens_per_second", "Speed", "tokens per second", True),
     ("memory_gb", "Memory", "GB: peak GPU memory, or process memory without a GPU", True),
@@ -40,6 +41,8 @@ def charts_of(view: RunView) -> list[Chart]:
     ]
     for name, title, unit, from_zero in CHARTS:
         curves = _with_mean(title.lower(), metrics.of(name), DENSE)
+        if name == RATE:
+            curves += [Curve(own.removeprefix(f"{RATE}_"), metrics.of(own), "second") for own in _other_rates(metrics)]
         log = name == "grad_norm"
         found.append(chart(name, title, unit, curves, last, may_be_log=log, from_zero=from_zero))
     for i, name in enumerate(_own(metrics)):
@@ -102,7 +105,13 @@ def gaps_note(views: Sequence[RunView]) -> str:
 
 
 def _own(metrics: Metrics) -> list[str]:
-    return [name for name in metrics.curves if name not in KNOWN][:MOST_OWN]
+    rates = _other_rates(metrics)
+    return [name for name in metrics.curves if name not in KNOWN and name not in rates][:MOST_OWN]
+
+
+def _other_rates(metrics: Metrics) -> list[str]:
+    """The learning rates of other groups of the optimizer, such as `learning_rate_up`."""
+    return [name for name in metrics.curves if name.startswith(f"{RATE}_")]
 
 
 def _finite(points: Points) -> int:

@@ -31,6 +31,8 @@ class RunFacts:
     quantizer: str | None = None
     adapter: str | None = None
     objective: str | None = None
+    optimizer: str | None = None
+    """That of a plugin, or its name in the transformers Trainer."""
     data: tuple[str, ...] = ()
     """The titles of the sources of the training rows."""
     steps: int | None = None
@@ -58,6 +60,7 @@ def record_facts(run: RunDir, config: RunConfig, titles: Iterable[str], steps: i
         "config": config_hash(run.config),
         "model": config.model,
         **{name: getattr(config, section).name for name, section in SECTIONS.items()},
+        "optimizer": config.optimizer.name or config.train.optimizer,
         "data": list(titles),
         "steps": steps,
         "start_from": config.start_from,
@@ -109,6 +112,8 @@ def _from_yaml(run: RunDir, saved: Mapping[str, Any]) -> RunFacts:
     sections = {name: config.get(section) for name, section in SECTIONS.items()}
     names = {k: v.get("name") if isinstance(v, Mapping) else v for k, v in sections.items()}
     train, data = config.get("train"), config.get("data")
+    own = config.get("optimizer")
+    own = own.get("name") if isinstance(own, Mapping) else own
     planned = train.get("max_steps") if isinstance(train, Mapping) else None
     path = data.get("path") if isinstance(data, Mapping) else None
     try:
@@ -116,6 +121,7 @@ def _from_yaml(run: RunDir, saved: Mapping[str, Any]) -> RunFacts:
             {
                 "model": config.get("model"),
                 **names,
+                "optimizer": own or (train.get("optimizer") if isinstance(train, Mapping) else None),
                 "data": saved.get("data") or [_title(p) for p in (path if isinstance(path, list) else [path]) if p],
                 "steps": planned,
                 "start_from": config.get("from"),

@@ -25,7 +25,7 @@ MAY_CHANGE = {
     ("train", "sample_every"), ("train", "report"), ("device",),
 }  # fmt: skip
 """Keys that do not affect the steps already taken."""
-FREE_SECTIONS = ("launcher",)
+FREE_SECTIONS = ("launcher", "tracker")
 """Sections of which every key may change."""
 ENDS = {("train", "max_steps"), ("train", "epochs"), ("train", "stop_after")}
 """Those of them that decide how many steps a run takes."""

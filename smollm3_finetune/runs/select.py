@@ -22,6 +22,7 @@ TEXTS: Mapping[str, Value] = {
     "quantizer": lambda run: run.facts.quantizer,
     "adapter": lambda run: run.facts.adapter,
     "objective": lambda run: run.facts.objective,
+    "optimizer": lambda run: run.facts.optimizer,
     "data": lambda run: run.facts.data,
     "verdict": lambda run: run.verdict,
     "sweep": lambda run: run.part_of.get("sweep"),

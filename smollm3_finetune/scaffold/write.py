@@ -19,6 +19,7 @@ from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.components.contract import NAME
 from smollm3_finetune.components.kinds import (
     ADAPTER,
+    COMMAND,
     EVALUATOR,
     EXPORTER,
     FORMATTER,
@@ -26,7 +27,9 @@ from smollm3_finetune.components.kinds import (
     LAUNCHER,
     LOADER,
     OBJECTIVE,
+    OPTIMIZER,
     QUANTIZER,
+    TRACKER,
     Kind,
 )
 from smollm3_finetune.errors import ConfigError
@@ -37,6 +40,7 @@ from smollm3_finetune.version import __version__
 TEMPLATES = Path(__file__).with_name("templates")
 HOST = f"smollm3-finetune>={__version__}"
 TORCH = "torch>=2.6"
+OPTIONS_ROW = "| `{package}/options.py` | the options with defaults, ranges and help; must not import torch either |\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,21 @@ SAMPLES: Mapping[Kind, _Sample] = {
         dependencies=(HOST, TORCH),
         use="train --launcher {name} --launcher-opt processes=2",
     ),
+    OPTIMIZER: _Sample(
+        summary="steps of the sign of a moving average of the gradient",
+        dependencies=(HOST, TORCH),
+        use="train --optimizer {name} --learning-rate 1e-3",
+    ),
+    TRACKER: _Sample(
+        summary="a CSV file with a line for each value",
+        dependencies=(HOST,),
+        use="train --tracker {name}",
+    ),
+    COMMAND: _Sample(
+        summary="show the lowest loss of a run, and its step",
+        dependencies=("click>=8.2", HOST),
+        use="{name} RUN",
+    ),
 }
 KIND_NAMES = tuple(k.name for k in KINDS)
 
@@ -114,10 +133,18 @@ class Scaffold:
         return f"smollm3-{self.name}"
 
     @property
+    def has_options(self) -> bool:
+        """Whether the plugin has a module with options; commands declare theirs with click."""
+        return self.kind is not COMMAND
+
+    @property
     def use(self) -> str:
         """The command that uses the component."""
+        file = f"-p {shlex.quote(str(self.path))} " if self.single else ""
+        if self.kind is COMMAND:
+            return f"smollm3 {file}{SAMPLES[self.kind].use.format(name=self.name)}"
         command, _, rest = SAMPLES[self.kind].use.format(name=self.name).partition(" ")
-        return f"smollm3 {command} {f'-p {shlex.quote(str(self.path))} ' if self.single else ''}{rest}"
+        return f"smollm3 {command} {file}{rest}"
 
     def write(self) -> list[Path]:
         """Write all files or none, and return them. Raises WriteError if they cannot be written."""
@@ -146,7 +173,7 @@ class Scaffold:
             root / "pyproject.toml": self._text("pyproject.toml", "package"),
             root / "README.md": self._text("README.md", "package"),
             package / "__init__.py": self._text("hooks"),
-            package / "options.py": self._text("options"),
+            **({package / "options.py": self._text("options")} if self.has_options else {}),
             package / f"{self.kind.name}.py": self._text("implementation"),
             package / "py.typed": "",
             root / "tests" / f"test_{self.kind.name}.py": self._text("test"),
@@ -163,7 +190,9 @@ class Scaffold:
             kind=self.kind.name,
             Kind=self.kind.name.capitalize(),
             Class="".join(word.capitalize() for word in self.name.split("-")),
+            function=self.name.replace("-", "_"),
             file=self.path.name,
+            options=OPTIONS_ROW.format(package=self.package) if self.has_options else "",
             summary=sample.summary.replace("NAME", self.name),
             dependencies="\n".join(f'  "{d}",' for d in sample.dependencies),
             use=self.use,
@@ -178,6 +207,8 @@ def plan_scaffold(kind_name: str, name: str, output: str | None, *, single: bool
         raise ConfigError(
             f"the name {name!r} must be lower-case words joined by single hyphens", hint=f"{_as_name(name)!r}"
         )
+    if name in kind.reserved:
+        raise ConfigError(f"the {kind.name} {name!r} is built in", hint=f"smollm3 plugins new {kind_name} my-{name}")
     default = f"{name.replace('-', '_')}_{kind.name}.py" if single else f"smollm3-{name}"
     path = user_path(output or default, "--output")
     if path.exists() or path.is_symlink():

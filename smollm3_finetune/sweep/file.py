@@ -32,7 +32,7 @@ from smollm3_finetune.sweep.ranges import EXAMPLE, read_range
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 KEYS = ("name", "output", "run", "grid", "random", "trials", "seed", "objective")
-NOT_SWEPT = ("output", "given", "plugins", "launcher")
+NOT_SWEPT = ("output", "given", "plugins", "launcher", "tracker")
 """Keys of a run that trials cannot differ in."""
 NOT_IN_RUN = ("output",)
 OBJECTIVE = "held_out_loss"

@@ -22,6 +22,7 @@ from smollm3_finetune.cache.store import Cache
 from smollm3_finetune.compatibility.composition import Comparison, check_composition
 from smollm3_finetune.model.compare import relative_error
 from smollm3_finetune.model.dense_copy import dense_copy
+from smollm3_finetune.model.roles import trained_parameters
 from smollm3_finetune.testing.formatters import FormatterConformance
 from smollm3_finetune.testing.parts import context, plan
 from smollm3_finetune.testing.small import mixture_source, small_model, small_source, write_small_model
@@ -33,17 +34,24 @@ if TYPE_CHECKING:
     from smollm3_finetune.testing.launchers import LauncherConformance
     from smollm3_finetune.testing.loaders import LoaderConformance
     from smollm3_finetune.testing.objectives import ObjectiveConformance
+    from smollm3_finetune.testing.optimizers import OptimizerConformance
+    from smollm3_finetune.testing.plugin_commands import CommandConformance, finished_run
     from smollm3_finetune.testing.quantizers import QuantizerConformance
     from smollm3_finetune.testing.stub import stub_base, stub_dense
+    from smollm3_finetune.testing.trackers import TrackerConformance
 
 HEAVY = {
     "AdapterConformance": "adapters",
+    "CommandConformance": "plugin_commands",
     "EvaluatorConformance": "evaluators",
     "ExporterConformance": "exporters",
     "LauncherConformance": "launchers",
     "LoaderConformance": "loaders",
     "ObjectiveConformance": "objectives",
+    "OptimizerConformance": "optimizers",
     "QuantizerConformance": "quantizers",
+    "TrackerConformance": "trackers",
+    "finished_run": "plugin_commands",
     "stub_base": "stub",
     "stub_dense": "stub",
 }
@@ -59,6 +67,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AdapterConformance",
     "Cache",
+    "CommandConformance",
     "Comparison",
     "EvaluatorConformance",
     "ExporterConformance",
@@ -66,10 +75,13 @@ __all__ = [
     "LauncherConformance",
     "LoaderConformance",
     "ObjectiveConformance",
+    "OptimizerConformance",
     "QuantizerConformance",
+    "TrackerConformance",
     "check_composition",
     "context",
     "dense_copy",
+    "finished_run",
     "mixture_source",
     "plan",
     "relative_error",
@@ -77,5 +89,6 @@ __all__ = [
     "small_source",
     "stub_base",
     "stub_dense",
+    "trained_parameters",
     "write_small_model",
 ]

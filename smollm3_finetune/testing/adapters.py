@@ -21,6 +21,7 @@ from smollm3_finetune.api import Adapted, AdapterSpec, Base, Op, Purpose, Unsupp
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.model.compare import apart, cross_entropy, descend, gradients, logits, push, relative_error
+from smollm3_finetune.model.roles import trained_parameters
 from smollm3_finetune.testing.caching import check_generation, check_one_by_one
 from smollm3_finetune.testing.conformance import demand, fail, outcome, skip
 from smollm3_finetune.testing.files import check_saved_files
@@ -405,6 +406,18 @@ class AdapterConformance(MergedLayerTests):
                 f"packs is declared, but replacing the first of two packed rows moves the logits of the second by "
                 f"{error:.2g} ({mode}), and they must stay bitwise equal: the adapter mixes tokens of different rows",
             )
+
+    def test_the_stated_roles_are_those_of_its_parameters(self, tmp_path: Path) -> None:
+        adapted = self.attach(tmp_path)
+        found, error = outcome(lambda: {one.role for one in trained_parameters(adapted)})
+        if error is not None or found is None:
+            fail(str(error))
+        missing = sorted(set(self.declared().roles) - found)
+        demand(
+            not missing,
+            f"roles states {', '.join(missing)}, but the trained parameters have {', '.join(sorted(found))}: override "
+            "parameter_roles()",
+        )
 
     def test_new_tokens_are_trained_where_declared(self, tmp_path: Path) -> None:
         if not self.declared().trains_new_tokens:

@@ -25,13 +25,33 @@ def hints_of(stderr: str) -> list[str]:
 def command_of(arguments: Sequence[str]) -> tuple[click.Command, list[str]]:
     """The command that these arguments select, and the rest of the arguments."""
     command: click.Command = cli
-    rest = list(arguments)
+    rest, plugins = list(arguments), list[str]()
+    while rest[:1] == ["-p"] and len(rest) > 2:
+        plugins.append(rest[1])
+        rest = rest[2:]
     while isinstance(command, click.Group) and rest:
         found = command.get_command(click.Context(command), rest[0])
+        if found is None and command is cli:
+            found = _of_plugin(rest[0], plugins)
         if found is None:
             break
         command, rest = found, rest[1:]
     return command, rest
+
+
+def _of_plugin(name: str, plugins: Sequence[str]) -> click.Command | None:
+    """The command of a plugin, or None."""
+    from smollm3_finetune.cli.plugin_command import add_debug
+    from smollm3_finetune.cli.session import discovered
+    from smollm3_finetune.components.kinds import COMMAND
+    from smollm3_finetune.errors import SmolLM3Error
+
+    try:
+        found: click.Command = discovered(plugins).find(COMMAND, name).command()
+    except SmolLM3Error:
+        return None
+    add_debug(found)
+    return found
 
 
 def unknown_options(arguments: Sequence[str], hint: str) -> Iterator[str]:

@@ -41,6 +41,7 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         health: Health | None = None,
         measuring: Measuring | None = None,
         observer: Observer | None = None,
+        receive: Callable[[int, Mapping[str, float]], None] | None = None,
     ) -> None:
         self.loaded = loaded
         self.save_times = save_times or SaveTimes(minutes=None)
@@ -48,6 +49,7 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.after_first_step: Callable[[], object] = lambda: None
         self.measuring = measuring
         self.observer = observer
+        self.receive = receive
         if measuring is not None:
             measuring.observe = self.observe
         self.lines = measuring.metrics if measuring is not None else Lines(metrics, display.say)
@@ -68,7 +70,12 @@ class RunCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.shown_tokens = 0
 
     def observe(self, step: int, values: Mapping[str, float]) -> None:
-        """Tell the observer the values of a step. If it stops the run, all processes end after their current step."""
+        """Tell the tracker and the observer the values of a step.
+
+        If the observer stops the run, all processes end after their current step.
+        """
+        if self.receive is not None:
+            self.receive(step, values)
         if self.observer is not None and not self.observer.measured(step, values):
             self.save_times.observer_stops = True
 

@@ -107,11 +107,21 @@ def _settings(job: Job, steps: int, published: int) -> Iterator[tuple[str, str]]
     yield f"{what} in each step", f"{rows:,}"
     yield "longest row, in tokens", f"{config.data.max_length:,}"
     for name in LISTED:
-        value = getattr(train, name)
+        value = _optimizer(job) if name == "optimizer" else getattr(train, name)
         yield f"`{name}`", f"{value:g}" if isinstance(value, float) else str(value)
     yield "`seed`", str(config.seed)
     for whole, about in parts_of(job.run).items():
         yield whole, f"{PARTS[whole]} `{about[PARTS[whole]]}` of `{about[whole]}`"
+
+
+def _optimizer(job: Job) -> str:
+    """The name of the optimizer; that of a plugin with its distribution, version and changed options."""
+    chosen = job.plan.optimizer
+    if chosen is None:
+        return job.plan.config.train.optimizer
+    component = chosen.component
+    options = "".join(f", {name} {value}" for name, value in chosen.changed_options().items())
+    return f"{component.spec.name} ({component.distribution} {component.version}){options}"
 
 
 def _reference(job: Job) -> str | None:

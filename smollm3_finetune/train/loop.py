@@ -13,6 +13,7 @@ from smollm3_finetune.train.distributed.processes import from_main
 from smollm3_finetune.train.early import why_early
 from smollm3_finetune.train.health import Health, TrainedWeights
 from smollm3_finetune.train.measuring import Measuring
+from smollm3_finetune.train.plugin_optimizer import PluginOptimizer, optimizer_of
 from smollm3_finetune.train.reference import RunReference
 from smollm3_finetune.train.save_times import SaveTimes
 from smollm3_finetune.train.setup import Job
@@ -31,6 +32,8 @@ class Trained:
     callback: RunCallback
     largest: int | None = None
     """The tokens of the largest batch of this process, with padding; None if it took no step."""
+    optimizer: PluginOptimizer | None = None
+    """The optimizer of a plugin."""
     stopped_early: str | None = None
     """Why the run ended before its last step, as a clause; None if it took all steps."""
 
@@ -50,20 +53,21 @@ def take_steps(
     """
     config, run, checkpoint = job.plan.config.train, job.run, job.checkpoint
     health = Health(warn=job.display.say)
-    about = (job.began, SaveTimes(config.save_minutes), health, measuring, job.observer)
+    about = (job.began, SaveTimes(config.save_minutes), health, measuring, job.observer, job.receive)
     callback = RunCallback(loaded, run.metrics, job.display, *about)
     lengths = lengths_of(job.tokens.train) if config.group_by_length else None
     saved_steps = checkpoint.planned_steps if checkpoint is not None else None
-    dtypes = trained_dtypes(loaded)
+    dtypes, optimizer = trained_dtypes(loaded), optimizer_of(job, loaded)
     trainer = make_trainer(
         *(loaded, job.objective, job.items, reference.in_training(collate), job.args, callback),
         keep=config.keep_checkpoints,
         saved_steps=saved_steps,
         lengths=lengths,
         refer=reference.in_step,
+        optimizer=optimizer,
     )
     if job.done:
-        return _taken_before(job, callback, measuring)
+        return _taken_before(job, callback, measuring, optimizer)
     if trained_dtypes(loaded) != dtypes:
         job.display.say(f"weights are trained in float32, not in {' and '.join(sorted(dtypes))}: FSDP 2 needs it")
     if "bfloat16" in trained_dtypes(loaded):
@@ -77,7 +81,7 @@ def take_steps(
     if checkpoint is not None:
         callback.not_logged = measuring.catch_up(checkpoint.step, job.plan.model.context.progress)
         if measuring.exhausted:
-            return _taken_before(job, callback, measuring)
+            return _taken_before(job, callback, measuring, optimizer)
     trackers.add_to(trainer)
     measuring.log = trainer.log
     try:
@@ -105,6 +109,7 @@ def take_steps(
         seconds_to_first_step=callback.seconds_to_first_step,
         callback=callback,
         largest=trainer.largest or None,
+        optimizer=optimizer,
         stopped_early=early,
     )
     measuring.record_trained(trained.steps, trained.tokens)
@@ -116,7 +121,7 @@ def _why_early(job: Job, measuring: Measuring, steps: int) -> str | None:
     return why_early(measuring.measurements) if steps < job.steps else None
 
 
-def _taken_before(job: Job, callback: RunCallback, measuring: Measuring) -> Trained:
+def _taken_before(job: Job, callback: RunCallback, measuring: Measuring, optimizer: PluginOptimizer | None) -> Trained:
     """The steps that an earlier process took."""
     assert job.checkpoint is not None
     steps = job.checkpoint.step
@@ -128,4 +133,11 @@ def _taken_before(job: Job, callback: RunCallback, measuring: Measuring) -> Trai
         tokens = job.checkpoint.tokens
     if from_main(not job.run.trained.exists()):
         measuring.record_trained(steps, tokens)
-    return Trained(steps=steps, tokens=tokens, seconds_to_first_step=None, callback=callback, stopped_early=early)
+    return Trained(
+        steps=steps,
+        tokens=tokens,
+        seconds_to_first_step=None,
+        callback=callback,
+        optimizer=optimizer,
+        stopped_early=early,
+    )

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from smollm3_finetune import stopping
 from smollm3_finetune.api import BuildContext, Purpose
 from smollm3_finetune.batching.strategy import check_batches
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, LAUNCHER, LOADER, OBJECTIVE, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import (
+    ADAPTER,
+    FORMATTER,
+    LAUNCHER,
+    LOADER,
+    OBJECTIVE,
+    OPTIMIZER,
+    QUANTIZER,
+    TRACKER,
+    Kind,
+)
 from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.components.selection import SelectedComponent, reasons
@@ -39,11 +49,13 @@ from smollm3_finetune.train.arguments import check_optimizer
 from smollm3_finetune.train.compiling import check_compiler
 from smollm3_finetune.train.distributed.layout import Layout
 from smollm3_finetune.train.early import check_options
-from smollm3_finetune.train.launcher import check_launcher_options, planned_layout, select_launcher
+from smollm3_finetune.train.launcher import check_launcher_options, is_own_process, planned_layout, select_launcher
+from smollm3_finetune.train.optimizer import check_optimizer_fits, select_optimizer
 from smollm3_finetune.train.own_base import OwnBase, plan_own_base
 from smollm3_finetune.train.sharding import FSDP, ShardingPlan, plan_sharding
 from smollm3_finetune.train.shipping import check_shipping
 from smollm3_finetune.train.starting import adapter_to_train, plan_started, with_kept_calibration
+from smollm3_finetune.train.tracker import check_tracker, select_tracker
 from smollm3_finetune.train.trackers import check_trackers
 
 if TYPE_CHECKING:
@@ -71,6 +83,10 @@ class RunPlan:
     """What starts, or has started, the processes of the run."""
     layout: Layout
     """The processes of the run, which may not have been started yet."""
+    optimizer: SelectedComponent | None = None
+    """The optimizer of a plugin; None: `train.optimizer`."""
+    tracker: SelectedComponent | None = None
+    """What receives the metrics, beside the trackers of `train.report_to`."""
     sharding: ShardingPlan | None = None
     """What the processes share; None if each of them has all weights."""
     part_of: Mapping[str, str] | None = None
@@ -123,7 +139,7 @@ class RunPlan:
         """Every component of the run."""
         formatters = [s.formatter for s in self.rows.sources]
         model = (self.model.loader, self.model.quantizer, self.model.adapter)
-        selected = (*model, self.objective, *formatters, self.launcher)
+        selected = (*model, self.objective, *formatters, self.launcher, self.optimizer, self.tracker)
         return [c for c in selected if c is not None]
 
 
@@ -174,12 +190,17 @@ def plan_run(
     about_rows = collect.run(lambda: select_rows(registry, loaded))
     about_model = collect.run(lambda: select_model(registry, request))
     launcher = collect.run(lambda: select_launcher(registry, loaded))
+    optimizer = collect.run(lambda: select_optimizer(registry, loaded))
+    tracker = collect.run(lambda: select_tracker(registry, loaded))
     layout = None if launcher is None else collect.run(lambda: planned_layout(launcher, launches=launches))
     collect.finish()
     assert about_rows is not None and about_model is not None and launcher is not None and layout is not None
     context = make_context()
+    env = environment(context.device, Purpose.TRAIN)
     if launches:
-        check_launcher_options(launcher, environment(context.device, Purpose.TRAIN))
+        check_launcher_options(launcher, env)
+    if tracker is not None and (launches or is_own_process(launcher)):  # a launched process has nobody to fix it
+        check_tracker(tracker, env)
     own_base = kept = None
     if start is not None:
         own_base = plan_own_base(registry, start, context)
@@ -199,22 +220,28 @@ def plan_run(
     )
     rows, calibration = about_rows.rows(registry), about_rows.calibration_rows(registry)
     objective = about_rows.objective
-    components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, objective]
+    chosen_last = [objective] if optimizer is None else [objective, optimizer]
+    components = [*(s.formatter for s in rows.sources), model.loader, model.quantizer, model.adapter, *chosen_last]
     settled = with_suggestions(loaded, components)
     if checkpoint is None:  # a resumed run keeps its data.max_length
         check_length(settled, model)
     check_batches(settled.config.train, model.adapter, model.env)
     check_compiler(settled.config.train, context.device)
     check_optimizer(settled.config.train)
+    check_optimizer_fits(registry, optimizer, model, layout)
     check_trackers(settled.config.train)
     check_options(settled.config.train, settled.config.data)
     if (limit := settled.config.train.max_time) is not None:
         stopping.seconds(limit)
-    sharding = plan_sharding(layout, model, settled.config.train)
+    sharding = plan_sharding(layout, model, settled.config.train, optimizer)
     check_shipping(model, settled.config.train, layout.sharding, resumed=checkpoint is not None)
     check_values(reference, objective, settled.config.train)
     chosen = {LOADER: model.loader, QUANTIZER: model.quantizer, ADAPTER: model.adapter, OBJECTIVE: objective}
     chosen[LAUNCHER] = launcher
+    if optimizer is not None:
+        chosen[OPTIMIZER] = optimizer
+    if tracker is not None:
+        chosen[TRACKER] = tracker
     resolved = _resolved(settled.config, model, chosen, rows, calibration, request.add_tokens)
     return RunPlan(
         config=resolved if start is None else replace(resolved, start_from=start.reference),
@@ -228,7 +255,9 @@ def plan_run(
         calibration=calibration,
         asked=asked,
         launcher=launcher,
+        tracker=tracker,
         layout=layout,
+        optimizer=optimizer,
         sharding=sharding,
         kept_calibration=kept,
         own_base=own_base,

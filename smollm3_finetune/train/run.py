@@ -53,6 +53,7 @@ from smollm3_finetune.train.provenance import chain_of, provenance, stage_of
 from smollm3_finetune.train.reference import RunReference, computed_before, reference_of
 from smollm3_finetune.train.setup import Job, prepare, processes, row_identity, sample_prompt
 from smollm3_finetune.train.summary import summary
+from smollm3_finetune.train.tracked import tracked_run
 from smollm3_finetune.train.trackers import Trackers, tracking
 
 if TYPE_CHECKING:
@@ -102,6 +103,9 @@ def train(
         if plan.own_base is not None:
             with _writing(job, job.run.base):
                 job = on_own_base(job, registry)
+        tracked = stack.enter_context(tracked_run(job)) if job.main else None
+        if tracked is not None:
+            job = replace(job, receive=tracked.log)
         with watching(job.plan.model.context.device) as memory:
             report = _execute(job)
             report["memory"] |= memory.so_far()
@@ -110,6 +114,8 @@ def train(
         if job.main:
             with _writing(job, job.run.report):
                 write_json(job.run.report, report)
+        if tracked is not None:
+            tracked.report = report
         before, after = (report[when]["held_out_loss"] for when in ("before", "after"))
         verdict = report.get("comparison", {}).get("verdict")
         compare_held_out(before, after, verdict, report["adapter"], job.display.say)
@@ -310,6 +316,7 @@ def _train_and_measure(
         "seconds_to_first_step": trained.seconds_to_first_step,
         **({} if (held := trained.callback.held) is None else {"weights_held": held_report(held)}),
         "checkpoints": {"saved": saves.count, "seconds": round(saves.spent, 3)},
+        "optimizer": {"name": config.optimizer} if trained.optimizer is None else trained.optimizer.about(),
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
         "prompt": list(prompt),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from smollm3_finetune.api import Adapter, Objective, Observer, Quantizer
+from smollm3_finetune.api import Adapter, Objective, Observer, OptimizerMaker, Quantizer
 from smollm3_finetune.batching.numbered import Numbered
 from smollm3_finetune.batching.strategy import check_objective, training_items
 from smollm3_finetune.data.chat_template.renderer import Renderer
@@ -58,6 +58,10 @@ class Job:
     """Whether this is the process that prints and writes files."""
     observer: Observer | None = None
     """Receives losses and checkpoints."""
+    optimizer: OptimizerMaker | None = None
+    """What creates the optimizer of a plugin; None: `train.optimizer`."""
+    receive: Callable[[int, Mapping[str, float]], None] | None = None
+    """Receives the values of each step in the main process: the tracker of the run."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Checked:
     steps: int
     done: bool
     measurements: Measurements
+    optimizer: OptimizerMaker | None
 
 
 def prepare(
@@ -113,6 +118,7 @@ def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint |
     objective: Objective = plan.objective.create()
     check_objective(plan.config.train, objective, plan.objective.component.title)
     made = parts(plan.model)  # a broken plugin fails here, before anything is written
+    optimizer: OptimizerMaker | None = None if plan.optimizer is None else plan.optimizer.create()
     context, embeddings = plan.model.context, plan.model.embeddings
     tokenizer = with_usable_padding(plan.tokenizer(), embeddings, display.say)
     renderer = Renderer(tokenizer, plan.render, embeddings=embeddings)
@@ -163,6 +169,7 @@ def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint |
         steps=steps,
         done=checkpoint is not None and (done == steps or early),
         measurements=measurements,
+        optimizer=optimizer,
     )
 
 

@@ -9,6 +9,7 @@ from smollm3_finetune.api import Op
 from smollm3_finetune.components.kinds import ADAPTER
 from smollm3_finetune.components.layer_bytes import layer_bytes
 from smollm3_finetune.components.negotiation import provided, refined
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, TrainConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError
 from smollm3_finetune.model.plan import ModelPlan
@@ -50,9 +51,12 @@ class ShardingPlan:
         }
 
 
-def plan_sharding(layout: Layout, model: ModelPlan, train: TrainConfig) -> ShardingPlan | None:
+def plan_sharding(
+    layout: Layout, model: ModelPlan, train: TrainConfig, optimizer: SelectedComponent | None = None
+) -> ShardingPlan | None:
     """What is shared by the processes of a run; None if each has all weights.
 
+    `optimizer` is that of a plugin, whose descriptor was checked; without one, `train.optimizer` is checked.
     Raises IncompatibleError or ConfigError if the settings of the launcher do not work, or do not work with the run.
     """
     check_environment()
@@ -68,7 +72,7 @@ def plan_sharding(layout: Layout, model: ModelPlan, train: TrainConfig) -> Shard
             "train.compile was not tested with FSDP, which replaces the parameters of a compiled model",
             hint="--set train.compile=false",
         )
-    if train.optimizer not in OPTIMIZERS:
+    if optimizer is None and train.optimizer not in OPTIMIZERS:
         raise IncompatibleError(
             f"train.optimizer={train.optimizer} was not tested with FSDP: it may not update a part of a weight as it "
             "updates all of it",

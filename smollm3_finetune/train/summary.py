@@ -42,6 +42,8 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     model = plan.model
     assert model.adapter is not None
     rate = plan.config.train.learning_rate
+    objective = plan.objective.component.spec.name
+    optimizer = "" if plan.optimizer is None else f"{plan.optimizer.component.title}, "
     data = []
     if model.new_tokens:
         count = counted(len(model.new_tokens), "new token")
@@ -83,7 +85,7 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
             *start_lines(plan, run),
             *sharding_lines(plan),
             *data,
-            f"train    {plan.objective.component.spec.name}, {counted(steps, 'step')}, learning rate {rate:g}",
+            f"train    {objective}, {counted(steps, 'step')}, {optimizer}learning rate {rate:g}",
             f"run      {run.path}",
         )
     )

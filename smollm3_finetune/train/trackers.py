@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.config.schema import TrainConfig
-from smollm3_finetune.errors import ConfigError, MissingRequirementError, did_you_mean, first_line
+from smollm3_finetune.errors import ConfigError, MissingRequirementError, did_you_mean
+from smollm3_finetune.train.containment import Contained
 
 PACKAGES = {
     "azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit flytekitplugins-deck-standard",
@@ -74,11 +75,10 @@ class _Tracker:
     def __init__(self, name: str, tensorboard: Path, say: Callable[[str], None]) -> None:
         from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-        self._name, self._say = name, say
-        self._disabled = False
+        self._calls = Contained(name, say)
         self._latest: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         """The arguments of the last event; None before the first."""
-        self._callback = self._call(INTEGRATION_TO_CALLBACK[name])
+        self._callback = self._calls.call(INTEGRATION_TO_CALLBACK[name])
         if getattr(self._callback, "logging_dir", "") is None:  # TensorBoard's would be among the checkpoints
             self._callback.logging_dir = os.environ.get("TENSORBOARD_LOGGING_DIR", str(tensorboard))
 
@@ -87,7 +87,7 @@ class _Tracker:
             self._latest = ((args, state, control), {k: v for k, v in kwargs.items() if k != "logs"})
             if event == END:  # later: the held-out loss after training is logged first
                 return None
-            return self._call(lambda: getattr(self._callback, event)(args, state, control, **kwargs))
+            return self._calls.call(lambda: getattr(self._callback, event)(args, state, control, **kwargs))
 
         return call
 
@@ -96,25 +96,7 @@ class _Tracker:
         if self._latest is None or self._callback is None:
             return
         (positional, named), self._latest = self._latest, None
-        self._attempt(lambda: getattr(self._callback, END)(*positional, **named))
+        self._calls.attempt(lambda: getattr(self._callback, END)(*positional, **named))
         run = getattr(getattr(self._callback, "_wandb", None), "run", None)
         if run is not None:  # transformers leaves it open, and another run of this process would continue it
-            self._attempt(run.finish)
-
-    def _call(self, act: Callable[[], Any]) -> Any:
-        """The result of `act`; None if the tracker has failed."""
-        return None if self._disabled else self._attempt(act)
-
-    def _attempt(self, act: Callable[[], Any]) -> Any:
-        """The result of `act`; None if it fails, which is reported once."""
-        try:
-            return act()
-        except Exception as e:
-            if self._disabled:
-                return None
-            self._disabled = True
-            self._say(
-                f"warning: the tracker {self._name} failed and gets no more metrics of this run: "
-                f"{type(e).__name__}: {first_line(e)}"
-            )
-            return None
+            self._calls.attempt(run.finish)

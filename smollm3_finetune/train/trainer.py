@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, TrainingArguments
@@ -34,6 +35,7 @@ from smollm3_finetune.train.distributed.sharding import gathered_weights
 from smollm3_finetune.train.distributed.unused import find_unused
 from smollm3_finetune.train.finite import STABILITY_HINT, check_weights
 from smollm3_finetune.train.learning_rate import recompute, start_above_zero
+from smollm3_finetune.train.plugin_optimizer import PluginOptimizer
 from smollm3_finetune.train.resumed_state import check_state
 from smollm3_finetune.train.save_times import SaveTimes
 
@@ -61,6 +63,11 @@ class AdaptedTrainer(ShardedTrainer):
     counted: bool = True
     """Whether the loss of every step so far was divided by the number of its terms."""
     save_times: SaveTimes
+    own_optimizer: PluginOptimizer | None = None
+    """The optimizer of a plugin."""
+    optimizer: Any
+    rates: Mapping[str, float] = MappingProxyType({})
+    """The learning rates of the groups after the first one that differ from it, in the last step."""
     observer: Observer | None = None
     """Receives every checkpoint."""
     keep: int
@@ -135,7 +142,11 @@ class AdaptedTrainer(ShardedTrainer):
         return self.order
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises ConfigError if transformers knows the optimizer but cannot create it."""
+        """That of a plugin, or of transformers. Raises ConfigError if transformers cannot create it, or PluginError."""
+        if self.own_optimizer is not None:
+            if self.optimizer is None:
+                self.optimizer = self.own_optimizer.create()
+            return self.optimizer
         try:
             return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         except (ValueError, ImportError, NotImplementedError) as e:
@@ -152,6 +163,18 @@ class AdaptedTrainer(ShardedTrainer):
         if not had:
             start_above_zero(scheduler, self.args.get_warmup_steps(num_training_steps))  # type: ignore[attr-defined]
         return scheduler
+
+    def _get_learning_rate(self) -> float:
+        """The learning rate of the first group; those of other groups are kept for `log`."""
+        if self.own_optimizer is not None:
+            now = self.lr_scheduler.get_last_lr()  # type: ignore[attr-defined]
+            self.rates = {key: float(now[index]) for index, key in self.own_optimizer.rate_names.items()}
+        return float(super()._get_learning_rate())  # type: ignore[misc]
+
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        if "learning_rate" in logs:
+            logs |= self.rates
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         """The norm of the gradients. If it is not finite, the weights are saved before the step ruins them.
@@ -310,19 +333,23 @@ def make_trainer(
     saved_steps: int | None = None,
     lengths: Ints | None = None,
     refer: Callable[[Any, Any], Any] | None = None,
+    optimizer: PluginOptimizer | None = None,
 ) -> Trainer:
     """The objective's Trainer for an adapted model. Raises PluginError if nothing can be trained.
 
     `keep` checkpoints are kept. A resumed run had `saved_steps` steps when its checkpoint was saved. If `lengths` of
     the examples are given, each batch has rows of similar length. `refer` adds the values of the reference to a batch.
+    `optimizer` is that of a plugin: the parameters that it does not train are frozen.
     """
     _check_trained(loaded, args)
+    if optimizer is not None:
+        optimizer.freeze()
     own = objective.trainer_class()
     about: dict[str, Any] = {
         "loaded": loaded, "lengths": lengths, "save_times": callback.save_times, "keep": keep,
         "observer": callback.observer,
         "with_best": staticmethod(callback.measuring.with_best if callback.measuring is not None else str),
-        "saved_steps": saved_steps, "refer": None if refer is None else staticmethod(refer),
+        "saved_steps": saved_steps, "refer": None if refer is None else staticmethod(refer), "own_optimizer": optimizer,
     }  # fmt: skip
     if isinstance(objective, CountedObjective):
         about |= {"count_terms": staticmethod(objective.terms), "loss_is_scaled_for_ga": True}

@@ -85,9 +85,22 @@ def test_root_help_runs_no_discovery_and_stays_in_its_module_budget() -> None:
     mine = {m for m in modules if m.startswith("smollm3_finetune")}
     assert mine == {
         f"smollm3_finetune{end}"
-        for end in ("", ".version", ".main", ".errors", ".stopping", ".cli", ".cli.parsing", ".cli.streams")
+        for end in (
+            "",
+            ".version",
+            ".main",
+            ".errors",
+            ".stopping",
+            ".cli",
+            ".cli.parsing",
+            ".cli.streams",
+            ".components",
+            ".components.snapshot",
+            ".cache",
+            ".cache.place",
+        )
     }
-    assert len(modules - modules_of_click()) <= 25  # 18 when this was written
+    assert len(modules - modules_of_click()) <= 30  # 28 when this was written, of which json has 5
 
 
 def test_train_help_stays_in_its_module_budget() -> None:

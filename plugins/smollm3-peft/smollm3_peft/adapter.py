@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ from smollm3_finetune.api import (
     MergedLayer,
     ModelError,
     Purpose,
+    Role,
     UnsupportedOp,
     given,
     open_tensors,
@@ -30,6 +32,7 @@ from smollm3_peft import merged, peft_config, peft_patches, ties
 from smollm3_peft.linear_view import LinearView, views_in
 from smollm3_peft.methods import component, peft_type, refined
 from smollm3_peft.options import MethodOptions
+from smollm3_peft.roles import role_of
 from smollm3_peft.saved_config import CONFIG_FILE, WEIGHTS_FILE, check_saved_config
 from smollm3_peft.stack_view import stack_views_in
 from smollm3_peft.unsuited import observe
@@ -87,6 +90,16 @@ class PeftAdapted:
             IncompatibleError: if the adapter changes something other than the weights of linear layers.
         """
         return merged.layers(self.model, self._spec.name)
+
+    def parameter_roles(self) -> Mapping[str, Role]:
+        """The roles of the trained parameters, by name, as far as the table of the method has them."""
+        stacked = [f"{name}.lora_" for name, m in self.model.named_modules() if isinstance(m, ParamWrapper)]
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            role = role_of(self._spec.name, name, stacked=name.startswith(tuple(stacked)))
+            if parameter.requires_grad and role is not None:
+                found[name] = role
+        return found
 
     def on_step(self, step: int) -> None:
         """Do nothing: most methods have no schedule."""

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from smollm3_finetune.api import AdapterCard, AdapterSpec, Env, Op, Requires
+from smollm3_peft.roles import ROLES
 
 # Views (linear_view.py) rely on how PEFT reads a base layer, and `LoraConfig._register_custom_module` is private. Test
 # another minor version of PEFT before allowing it here.
@@ -65,6 +66,7 @@ def _spec(name: str, summary: str, options: str, needs: Iterable[Op] = FORWARDS,
         factory=f"smollm3_peft.{traits.pop('factory', 'adapter:PeftAdapter')}",
         options=f"smollm3_peft.{options}",
         needs=needs,
+        roles=set(ROLES[name].values()),
         requires=Requires(distributions=(PEFT,)),
         card=AdapterCard(title=title, library="peft", usage=USAGE),
         claims=partial(_claims, name),

@@ -13,9 +13,10 @@ import pytest
 import torch
 from smollm3_peft.methods import BY_NAME
 from torch import Tensor, nn
-from transformers import SmolLM3Config, SmolLM3ForCausalLM
+from transformers import SmolLM3Config, SmolLM3ForCausalLM, Trainer
 
 from smollm3_finetune.api import AdapterSpec, Base, BuildContext, Op, Purpose, UnsupportedOp
+from smollm3_finetune.testing import trained_parameters
 
 SMALL: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4},
@@ -211,10 +212,13 @@ def run(method: str, kind: str, dtype: torch.dtype, tmp: Path) -> SimpleNamespac
     r = SimpleNamespace(method=method, kind=kind, dtype=dtype, spec=BY_NAME[method], gradient=[], losses=[])
     base = make_base(kind, dtype)
     base_ids = {id(t) for t in base.model.parameters()}
+    r.layers = {"", *(name for name, _ in base.model.named_modules())}
     before = logits(base.model)
     StubLinear.reads = 0
     adapted = make_adapter(method).attach(base, context(dtype), 20)
     model = adapted.model
+    r.roles = {p.name: p for p in trained_parameters(adapted)}
+    r.decaying = set(Trainer.get_decay_parameter_names(None, model))
     r.identity = distance(logits(model), before)
     gradients(model)
     r.reads = StubLinear.reads

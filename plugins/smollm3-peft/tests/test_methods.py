@@ -41,6 +41,12 @@ def test_starts_as_its_base(case: Any) -> None:
         assert case.identity > 0
 
 
+def test_its_parameters_have_the_stated_roles(case: Any) -> None:
+    assert {one.role for one in case.roles.values()} == case.spec.roles
+    assert {one.layer for one in case.roles.values()} <= case.layers, "the layer of the base, or none"
+    assert {name for name, one in case.roles.items() if one.decays} == case.decaying & case.roles.keys()
+
+
 def test_gradients_equal_those_on_the_dense_copy_at_every_step(case: Any) -> None:
     # three training steps, then restored; on ordinary layers only the restored adapter is compared
     assert len(case.gradient) == (4 if case.kind == "stub" else 1)

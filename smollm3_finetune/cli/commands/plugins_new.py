@@ -9,7 +9,10 @@ import click
 from smollm3_finetune.cli.options import debug_option
 from smollm3_finetune.cli.session import discovered
 
-KINDS = ("loader", "quantizer", "adapter", "formatter", "objective", "evaluator", "exporter", "launcher")
+KINDS = (
+    "loader", "quantizer", "adapter", "formatter", "objective", "evaluator", "exporter", "launcher", "optimizer",
+    "tracker", "command",
+)  # fmt: skip
 
 EXAMPLES = """
 \b
@@ -29,8 +32,9 @@ Examples:
 def new(kind: str, name: str, output: str | None, single: bool) -> None:
     """Create a working plugin that passes its tests, as a starting point for your own.
 
-    KIND is loader, quantizer, adapter, formatter, objective, evaluator, exporter or launcher; NAME is the name that
-    users will type.
+    KIND is loader, quantizer, adapter, formatter, objective, evaluator, exporter, launcher, optimizer, tracker or
+    command; NAME is
+    the name that users will type.
     """
     from smollm3_finetune.components.kinds import KINDS as EVERY_KIND
     from smollm3_finetune.errors import ConfigError

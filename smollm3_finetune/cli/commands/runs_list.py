@@ -21,9 +21,9 @@ Examples:
 runs_option = click.option("--runs", metavar="DIR", help="Folder of the runs, searched at any depth; default: runs/.")
 filter_option = click.option(
     "--filter", "filters", multiple=True, metavar="KEY=VALUE",
-    help="Only runs with this value: name, state, model, loader, quantizer, adapter, objective, data, verdict, sweep, "
-    "pipeline, or a configuration key such as train.learning_rate. * and ? are wildcards. Repeat the option for "
-    "several conditions.",
+    help="Only runs with this value: name, state, model, loader, quantizer, adapter, objective, optimizer, data, "
+    "verdict, sweep, pipeline, or a configuration key such as train.learning_rate. * and ? are wildcards. Repeat the "
+    "option for several conditions.",
 )  # fmt: skip
 state_option = click.option(
     "--state", "states", multiple=True, type=click.Choice(STATES),

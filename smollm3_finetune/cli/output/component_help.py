@@ -14,6 +14,7 @@ import click
 from smollm3_finetune.cli.session import find_plugins
 from smollm3_finetune.components.kinds import (
     ADAPTER,
+    COMMAND,
     EVALUATOR,
     EXPORTER,
     FORMATTER,
@@ -21,7 +22,9 @@ from smollm3_finetune.components.kinds import (
     LAUNCHER,
     LOADER,
     OBJECTIVE,
+    OPTIMIZER,
     QUANTIZER,
+    TRACKER,
     Kind,
 )
 from smollm3_finetune.config.options import describe
@@ -30,11 +33,13 @@ from smollm3_finetune.errors import SmolLM3Error
 if TYPE_CHECKING:
     from smollm3_finetune.components.registry import RegisteredComponent
 
-NAMED = {"loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER,
-         "launcher": LAUNCHER, "evaluator": EVALUATOR, "to": EXPORTER}  # fmt: skip
+NAMED = {
+    "loader": LOADER, "quant": QUANTIZER, "adapter": ADAPTER, "objective": OBJECTIVE, "formatter": FORMATTER,
+    "launcher": LAUNCHER, "optimizer": OPTIMIZER, "tracker": TRACKER, "evaluator": EVALUATOR, "to": EXPORTER,
+}  # fmt: skip
 
 
-OF_A_RUN = tuple(kind for kind in KINDS if kind not in (EVALUATOR, EXPORTER))
+OF_A_RUN = tuple(kind for kind in KINDS if kind not in (EVALUATOR, EXPORTER, COMMAND))
 """The kinds that a training run has."""
 
 
@@ -65,6 +70,8 @@ def option_lines(component: RegisteredComponent) -> list[str]:
     lines = [
         f"{component.kind.name.capitalize()} {spec.name} ({component.distribution} {component.version}): {spec.summary}"
     ]
+    if component.kind is COMMAND:
+        return [*lines, f"  {component.kind.flag} {spec.name} --help"]
     infos = describe(component.options_class())
     if not infos:
         return [*lines, "  No options."]

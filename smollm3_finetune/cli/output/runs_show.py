@@ -67,6 +67,7 @@ def _facts(details: RunDetails) -> Iterator[tuple[str, str]]:
     yield "method", f"{facts.quantizer} + {facts.adapter}" if facts.adapter else ""
     yield "from", f"{facts.start_from} ({facts.chain})" if facts.chain else facts.start_from or ""
     yield "objective", facts.objective or ""
+    yield "optimizer", facts.optimizer or ""
     yield "data", "\n".join(_data(details.report) or facts.data)
     yield "steps", _steps(details)
     yield "held-out loss", shown_change(run.before, run.after, run.comparison)

@@ -1,0 +1,137 @@
+"""`CommandTools`: what core does for the commands of plugins."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from smollm3_finetune.api import Progress
+from smollm3_finetune.cli.session import find_plugins, say_warning, stdout_to_stderr
+from smollm3_finetune.errors import ConfigError, ModelError, did_you_mean
+from smollm3_finetune.progress import for_stream
+
+if TYPE_CHECKING:
+    from smollm3_finetune.inference.opened import ReadyModel
+
+COMPONENTS = ("loader", "quant", "adapter")
+SETTINGS = (*COMPONENTS, "adapter_path", "device", "dtype", "seed")
+"""The settings of a model that is opened."""
+ORIGIN = "the command"
+
+
+@dataclass
+class RunFiles:
+    """A `SavedRun`: the directory of a run, and what its files say."""
+
+    directory: Path
+    state: str
+    configuration: Mapping[str, Any]
+    report: Mapping[str, Any] | None
+
+    def metrics(self) -> Iterator[Mapping[str, Any]]:
+        from smollm3_finetune.runs.metrics import metric_rows
+
+        yield from metric_rows(self.directory / "metrics.jsonl")
+
+
+@dataclass
+class Tools:
+    """The tools of one call of a command."""
+
+    command: str
+    """Its name, for hints."""
+    plugins: Sequence[str] = ()
+    """The values of `smollm3 -p`."""
+    progress: Progress = field(default_factory=for_stream)
+
+    def run(self, reference: str | Path) -> RunFiles:
+        from smollm3_finetune.config.yaml12 import read_yaml
+        from smollm3_finetune.files.json import json_object
+        from smollm3_finetune.runs.find import named_run, runs_folder
+        from smollm3_finetune.runs.summary import RunSummary
+
+        run = named_run(str(reference), runs_folder(None), f"smollm3 {self.command}")
+        summary = RunSummary.of(run)
+        if summary.damage is not None:
+            raise ModelError(f"the run {run.path} is damaged: {summary.damage}")
+        configuration, _ = read_yaml(run.config)
+        report = json_object(run.report) if run.report.exists() else None
+        return RunFiles(run.path, summary.state, configuration, report)
+
+    def model(self, reference: str | Path, **settings: Any) -> ReadyModel:
+        from smollm3_finetune.cli.answering import opened
+        from smollm3_finetune.inference.opened import ReadyModel
+
+        if unknown := sorted(settings.keys() - set(SETTINGS)):
+            near = did_you_mean(unknown[0], SETTINGS)
+            hint = f"did you mean {near!r}?" if near else f"settings: {', '.join(SETTINGS)}"
+            raise ConfigError(f"model(): unknown setting {unknown[0]!r}", hint=hint)
+        values: dict[str, Any] = {"plugin": tuple(self.plugins), "no_plugins": False, "any_base": False, "date": None,
+                                  "think": None, **dict.fromkeys(SETTINGS)}  # fmt: skip
+        for name, value in settings.items():
+            if name in COMPONENTS:
+                values[name], values[f"{name}_opt"] = _component(name, value)
+            else:
+                values[name] = value if value is None or name == "seed" else str(value)
+        values = {"loader_opt": (), "quant_opt": (), **values, "seed": values["seed"] or 0}
+        if values.pop("adapter_opt", ()):
+            raise ConfigError("adapter: a saved adapter has its own options", hint='adapter="NAME"')
+        with stdout_to_stderr():
+            found = opened(str(reference), values)
+            loaded = found.compose(values["seed"])
+        return ReadyModel(
+            model=loaded.model,
+            tokenizer=found.tokenizer,
+            base=loaded.base,
+            plan=found.plan,
+            renderer=found.renderer,
+            mode=found.mode,
+            is_run=found.is_run,
+        )
+
+    def train(self, configuration: Mapping[str, Any]) -> RunFiles:
+        from smollm3_finetune.api import Submitted
+        from smollm3_finetune.components.registry import once
+        from smollm3_finetune.config.load import mapping_settings
+        from smollm3_finetune.launching.start import carry_out
+        from smollm3_finetune.model.arguments import plain
+        from smollm3_finetune.train import display
+        from smollm3_finetune.train.start import plan_training
+
+        began = time.monotonic()
+        settings = mapping_settings(plain(configuration), defaultdict(lambda: ORIGIN))
+        with stdout_to_stderr():
+            planned = plan_training(
+                settings,
+                plugins=tuple(self.plugins),
+                find_plugins=once(lambda names: find_plugins(names, False)),
+                progress=self.progress,
+                warn=say_warning,
+            )
+            done = carry_out(planned, display.for_stream(), self.progress, began)
+        if isinstance(done, Submitted):
+            self.say(done.says)
+            return self.run(planned.run.path)
+        return self.run(done["run"])
+
+    def print(self, text: str) -> None:
+        click.echo(text)
+
+    def say(self, text: str) -> None:
+        self.progress.say(text)
+
+
+def _component(name: str, value: Any) -> tuple[str | None, tuple[str, ...]]:
+    """The name of a component, and its options as the command line takes them."""
+    import json
+
+    from smollm3_finetune.model.arguments import component
+
+    config = component(name, value)
+    return config.name, tuple(f"{key}={json.dumps(option)}" for key, option in config.options.items())
