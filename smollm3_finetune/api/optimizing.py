@@ -40,6 +40,7 @@ class TrainedParameter:
     name: str
     """Its name in the model, unique."""
     parameter: nn.Parameter
+    """The parameter itself."""
     role: Role
     layer: str
     """The name of the layer of the base that it changes; parameters of one layer have the same. Empty: none."""
@@ -54,9 +55,11 @@ class OptimizerContext:
     learning_rate: float
     """The peak of the schedule. The schedule multiplies the rate of each group of the optimizer by the same factor."""
     weight_decay: float
+    """That of the run, for parameters whose `decays` is true."""
     total_steps: int
     """The optimizer steps of the whole run."""
     seed: int
+    """The random seed of the run."""
     device: str
     """A torch device: `cpu`, `cuda:0`, …"""
 
@@ -68,7 +71,8 @@ class OptimizerMaker(Protocol):
         """Return an optimizer of torch whose groups hold these parameters, each at most once.
 
         Its groups have the rates of the peak of the schedule. A parameter in none of its groups is frozen by core
-        before the first step. A resumed run calls it again, with the same arguments, and then loads the state.
+        before the first step. It is called more than once before the first step, and must return the same each time. A
+        resumed run calls it again, with the same arguments, and then loads the state.
         Raises IncompatibleError if it cannot train these parameters.
         """
         ...

@@ -91,7 +91,7 @@ def _of_plugin(
             raise Unknown(f"{optimizer.component.title} does not state the memory of its state")
         own = found * parameter.element_size() // 4  # stated for float32
         parts, rest = divmod(own, max(parameter.nbytes, 1))
-        tensors += ([parameter.nbytes] * parts + [rest] * bool(rest)) * times
+        tensors += ([rest] * bool(rest) + [parameter.nbytes] * parts) * times
         state += own * times
     transient = _traced_step(built, plan, optimizer, round_up)
     if device != "cpu":  # where the parameters may be updated together
