@@ -21,7 +21,7 @@ PARTS = {
     "smollm3-reft": "--adapter reft",
     "smollm3-label-smoothing": "--objective label-smoothing",
     "smollm3-muon": "--optimizer muon",
-    "smollm3-prometheus": "--tracker prometheus --tracker-opt file=metrics.prom",
+    "smollm3-prometheus": "--tracker prometheus",
 }
 """Name of a plugin to the options that use it in the run."""
 VAULT = """
