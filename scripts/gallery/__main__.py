@@ -1,10 +1,9 @@
 """Run the gallery: `nox -s gallery`, or `nox -s gallery -- smollm3-quanto --write`.
 
 Without names, every plugin in examples/plugins; a name may be that of a folder in plugins/, too. `--write` keeps the
-results in docs/gallery/ and writes docs/gallery.md; `--page` only describes the folders
-again and writes the page, with the results that are kept.
-`--long` also runs tests that are marked long. `--together` runs only the last check: all plugins of examples/plugins
-in one environment, and one run that uses many.
+results in docs/gallery/ and writes docs/gallery.md; `--page` only describes the folders again and writes the page, with
+the results that are kept. `--long` also runs tests that are marked long. `--together` runs only the last check: all
+plugins of examples/plugins in one environment, and one run that uses many.
 """
 
 from __future__ import annotations
