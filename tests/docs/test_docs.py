@@ -25,10 +25,8 @@ from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.config import schema
 
 DOCS = ROOT / "docs"
-TOP_PAGES = ("README.md", "CHANGELOG.md", "plugins/README.md", "examples/plugins/README.md")
-OURS = [*(ROOT / f for f in TOP_PAGES), *sorted(DOCS.rglob("*.md"))]
-READMES = [p for above in ("plugins", "examples/plugins") for p in sorted((ROOT / above).glob("*/README.md"))]
-PAGES = [*OURS, *READMES]
+OURS = [*(ROOT / f for f in ("README.md", "CHANGELOG.md", "plugins/README.md")), *sorted(DOCS.rglob("*.md"))]
+PAGES = [*OURS, *sorted((ROOT / "plugins").glob("*/README.md"))]
 EXAMPLES = ROOT / "examples"
 UPDATE = os.environ.get("SMOLLM3_UPDATE_DOCS", "") not in ("", "0")
 COLUMNS = "100"
