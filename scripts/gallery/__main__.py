@@ -1,9 +1,9 @@
 """Run the gallery: `nox -s gallery`, or `nox -s gallery -- smollm3-quanto --write`.
 
 Without names, every plugin in examples/plugins; a name may be that of a folder in plugins/, too. `--write` keeps the
-results in docs/gallery/ and writes docs/gallery.md; `--page` only writes the page, from the results that are kept.
-`--long` also runs tests that are marked long. `--together` runs only the last check: all plugins of examples/plugins
-in one environment, and one run that uses many.
+results in docs/gallery/ and writes docs/gallery.md; `--page` only describes the folders again and writes the page, with
+the results that are kept. `--long` also runs tests that are marked long. `--together` runs only the last check: all
+plugins of examples/plugins in one environment, and one run that uses many.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from gallery.environment import Environment
 from gallery.page import PAGE, page
-from gallery.plugins import named
-from gallery.records import measured, read_records, write_record
+from gallery.plugins import named, plugins
+from gallery.records import about, measured, read_records, write_record
 from gallery.together import together
 
 
@@ -47,10 +47,21 @@ def main() -> int:
                     write_record(record)
         finally:
             shutil.rmtree(work, ignore_errors=True)
+    if options.page:
+        describe_again()
     if options.write or options.page:
         PAGE.write_text(page(read_records()), encoding="utf-8")
         print(f"written: {PAGE}")
     return 1 if bad else 0
+
+
+def describe_again() -> None:
+    """Take summaries, requirements and sizes from the folders, for records of the version that is there."""
+    records = read_records()
+    for plugin in plugins():
+        record = records.get(plugin.name)
+        if record is not None and record["version"] == plugin.version:
+            write_record({**record, **about(plugin)})
 
 
 def report(record: dict[str, object]) -> int:

@@ -38,7 +38,10 @@ def is_example(record: Mapping[str, Any]) -> bool:
 
 
 def kinds(components: Sequence[Mapping[str, str]]) -> str:
-    return ", ".join(f"{c['kind']} `{c['name']}`" for c in components)
+    found: dict[str, list[str]] = {}
+    for component in components:
+        found.setdefault(component["kind"], []).append(f"`{component['name']}`")
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in found.items())
 
 
 def count(record: Mapping[str, Any]) -> str:
@@ -124,7 +127,7 @@ def bundled(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         found = [r for r in results if plugin.name in (r["quantizer"].split(":")[0], r["adapter"].split(":")[0])]
         dates = sorted({r["date"] for r in found})
         row = (
-            f"[{plugin.name}](../{plugin.folder.relative_to(ROOT).as_posix()}/README.md)",
+            f"[{plugin.name}](../{plugin.place}/README.md)",
             plugin.version,
             offers(plugin),
             ", ".join(f"`{r}`" for r in plugin.requires),

@@ -52,6 +52,12 @@ class Plugin:
         return self.folder / self.modules[0].partition(".")[0]
 
     @property
+    def place(self) -> str:
+        """Its folder in this repository; of a folder elsewhere, the name alone."""
+        inside = self.folder.is_relative_to(ROOT)
+        return self.folder.relative_to(ROOT).as_posix() if inside else self.folder.name
+
+    @property
     def requires(self) -> list[str]:
         """Its dependencies, without core."""
         return [str(d) for d in self.project.get("dependencies", ()) if not str(d).startswith("smollm3-finetune")]

@@ -43,7 +43,7 @@ def about(plugin: Plugin) -> dict[str, Any]:
         "name": plugin.name,
         "version": plugin.version,
         "summary": str(plugin.project["description"]),
-        "folder": plugin.folder.relative_to(ROOT).as_posix(),
+        "folder": plugin.place,
         "components": plugin.components,
         "requires": plugin.requires,
         "lines": plugin.lines,

@@ -21,13 +21,13 @@ PARTS = {
     "smollm3-reft": "--adapter reft",
     "smollm3-label-smoothing": "--objective label-smoothing",
     "smollm3-muon": "--optimizer muon",
-    "smollm3-prometheus": "--tracker prometheus --tracker-opt file=metrics.prom",
+    "smollm3-prometheus": "--tracker prometheus",
 }
 """Name of a plugin to the options that use it in the run."""
 VAULT = """
 smollm3 train --output first $SHORT
 smollm3 merge first --output vault/ours/1.0 --device cpu
-(cd vault/ours/1.0 && sha256sum * > SHA256SUMS)
+(cd vault/ours/1.0; sha256sum * > SHA256SUMS)
 """
 
 
@@ -53,9 +53,9 @@ def together(environment: Environment, work: Path) -> dict[str, Any]:
         return {**record, "cells": [failed("all are installed together", installed)]}
     first = {"cell": "all are installed together", "result": "works", "seconds": round(installed.seconds, 1)}
     strict = "SMOLLM3_STRICT_PLUGINS=1 smollm3 plugins list"
-    listed = cell("none is broken", environment.script(strict, work), strict)
+    listed = cell("no plugin is broken", environment.script(strict, work), strict)
     text = script(chosen)
     tickets = next((p.folder / "examples" / "tickets.jsonl" for p in chosen if p.name == "smollm3-tickets"), "")
     variables = f"SHORT='{SHORT}'\nTICKETS='{tickets}'\n"
-    run = cell("one run uses a component of each kind", environment.script(variables + text, work), text)
+    run = cell("one run uses components of many plugins", environment.script(variables + text, work), text)
     return {**record, "cells": [first, listed, run]}

@@ -55,7 +55,7 @@ def stated_roles(adapted: Adapted) -> Mapping[str, Role]:
     if not isinstance(adapted, LabelingAdapted):
         return {}
     found = adapted.parameter_roles()
-    who = f"parameter_roles() of {type(adapted).__name__}"
+    who = f"parameter_roles() of the adapter ({type(adapted).__name__})"
     if not isinstance(found, Mapping):
         raise PluginError(f"{who} returned {described(found)}, not a mapping of names to roles")
     names = {name for name, _ in adapted.model.named_parameters(remove_duplicate=False)}

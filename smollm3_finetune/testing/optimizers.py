@@ -69,7 +69,8 @@ class OptimizerConformance(Conformance):
     def prepared(self, adapted: EveryRole) -> PluginOptimizer:
         """The optimizer for a model, whose parameters in no group are frozen; what a run refuses fails the test."""
         chosen = self.choose()
-        loaded: Any = SimpleNamespace(adapted=adapted, model=adapted.model)
+        of_kit = SimpleNamespace(adapter=SimpleNamespace(component=chosen.component))
+        loaded: Any = SimpleNamespace(adapted=adapted, model=adapted.model, plan=of_kit)
         found = PluginOptimizer(chosen=chosen, maker=chosen.create(), loaded=loaded, context=self.optimizer_context())
         _, error = outcome(found.freeze)
         self._refused(error)

@@ -62,8 +62,10 @@ class PluginOptimizer:
 
         Raises PluginError if the plugin returns something that cannot train these parameters, and what it raises.
         """
-        assert self.loaded.adapted is not None
-        self.parameters = trained_parameters(self.loaded.adapted)
+        adapter = self.loaded.plan.adapter
+        assert self.loaded.adapted is not None and adapter is not None
+        with attributed_to(adapter.component, "parameter_roles()"):
+            self.parameters = trained_parameters(self.loaded.adapted)
         made = self._made(self.parameters)
         used = {id(p) for group in made.param_groups for p in group["params"]}
         rest = [p for p in self.parameters if id(p.parameter) not in used]

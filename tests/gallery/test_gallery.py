@@ -45,9 +45,10 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def test_there_are_at_least_eight_in_folders_of_their_own_name() -> None:
-    assert len(PLUGINS) >= 6
+    assert len(PLUGINS) >= 8
     assert [p.folder.name for p in PLUGINS] == [p.name for p in PLUGINS]
-    assert {f.name for f in EXAMPLES.iterdir() if f.is_dir()} == {p.name for p in PLUGINS}
+    folders = {f.name for f in EXAMPLES.iterdir() if f.is_dir() and not f.name.startswith(".")}
+    assert folders == {p.name for p in PLUGINS}
 
 
 @each
@@ -60,6 +61,12 @@ def test_a_plugin_is_a_small_complete_distribution(plugin: Plugin) -> None:
     assert any("Conformance" in f.read_text(encoding="utf-8") for f in (plugin.folder / "tests").glob("test_*.py"))
     named = {re.split(r"[<>=~!\[ ]", str(d))[0] for d in plugin.project["dependencies"]}
     assert "smollm3-finetune" in named
+
+
+def test_links_of_the_pages_lead_to_files() -> None:
+    for file in (EXAMPLES / "README.md", *(p.folder / "README.md" for p in PLUGINS)):
+        links = re.findall(r"\]\((?!https?://)([^)#]+)", file.read_text(encoding="utf-8"))
+        assert not [link for link in links if not (file.parent / link).exists()], file
 
 
 @each

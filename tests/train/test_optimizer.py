@@ -123,7 +123,8 @@ def made_by(create: Callable[[list[nn.Parameter]], Any]) -> PluginOptimizer:
             return create([p.parameter for p in parameters])
 
     context = OptimizerContext(learning_rate=1e-3, weight_decay=0.0, total_steps=9, seed=0, device="cpu")
-    loaded: Any = SimpleNamespace(adapted=adapted, model=adapted.model)
+    plan = SimpleNamespace(adapter=choose(found_plugins(), ADAPTER, "lora", {}))
+    loaded: Any = SimpleNamespace(adapted=adapted, model=adapted.model, plan=plan)
     return PluginOptimizer(
         chosen=choose(found_plugins(), OPTIMIZER, "plain", {}), maker=Maker(), loaded=loaded, context=context
     )

@@ -18,7 +18,7 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import save_file
 from torch import nn
 
-from smollm3_finetune.api import AdapterSpec, Base, ConfigError, ModelError, open_tensors
+from smollm3_finetune.api import AdapterSpec, Base, ConfigError, IncompatibleError, ModelError, open_tensors
 from smollm3_peft.adapter import Biases, PeftAdapted, PeftAdapter
 
 ALLOCATOR_FILE = "adalora_allocator.safetensors"
@@ -39,11 +39,17 @@ class AdaLoraAdapted(PeftAdapted):
 
         PEFT decides the last ranks in the step `total_step - tfinal`, and never if a run is resumed after it with
         fewer steps. Here the averages say whether they are decided: PEFT clears them then.
+        Raises IncompatibleError if the optimizer of the run freezes some of its matrices.
         """
         config, tuner = self.model.peft_config["default"], self.model.base_model
         allocator = tuner.rankallocator
         if allocator.init_bgt == allocator.target_bgt:
             return  # initial_rank equals rank: PEFT fails if there is nothing to prune
+        if any(".lora_" in name and not p.requires_grad for name, p in self.model.named_parameters()):
+            raise IncompatibleError(
+                "adapter 'adalora' needs the gradients of all its matrices, but the optimizer freezes some of them",
+                hint="--adapter lora, or another --optimizer",
+            )
         if step < config.total_step - config.tfinal:
             tuner.update_and_allocate(step)
         elif allocator.ipt or config.rank_pattern is None:

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from smollm3_finetune.api import IncompatibleError
+
 OPTIONS: dict[str, Any] = {"rank": 2, "initial_rank": 6, "warmup_steps": 1, "final_steps": 2}
 
 
@@ -91,3 +93,13 @@ def test_ranks_are_decided_where_only_the_first_step_may_reduce_them(lab: Any) -
     take(lab, adapted, 1, 5)
     kept, total = used(adapted)
     assert kept == total * 2 // 6
+
+
+def test_a_frozen_matrix_is_an_error(lab: Any) -> None:
+    adapted = attached(lab, 8)
+    lab.gradients(adapted.model)
+    for name, parameter in adapted.model.named_parameters():
+        if ".lora_A." in name:
+            parameter.requires_grad_(False)
+    with pytest.raises(IncompatibleError, match="'adalora' needs the gradients of all its matrices"):
+        adapted.on_step(1)

@@ -188,6 +188,7 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
         LauncherSpec,
         LoaderSpec,
         ObjectiveSpec,
+        OptimizerSpec,
         Purpose,
         QuantizerSpec,
     )
@@ -242,9 +243,13 @@ def _about(component: RegisteredComponent, device: str) -> dict[str, Any]:
         about["takes"], about["round_trips"] = holds.takes, holds.round_trips
     if isinstance(spec, LauncherSpec):
         about["waits"], about["sweeps"] = spec.waits, spec.sweeps
+    if isinstance(spec, OptimizerSpec):
+        about["needs_roles"], about["freezes"] = sorted(spec.needs_roles), sorted(spec.freezes)
+        about["shards"], about["states_memory"] = spec.shards, spec.state_bytes is not None
     if isinstance(spec, AdapterSpec):
         holds = refined(chosen, env)
         about["needs"] = sorted(holds.needs)
+        about["roles"] = sorted(holds.roles)
         about["traits"] = {t: getattr(holds, t) for t in ("identity_at_start", "packs", "merges", "disables")}
     return about
 
@@ -288,6 +293,13 @@ def _shown(about: dict[str, Any]) -> str:
             "disables": ("can be disabled", "cannot be disabled"),
         }
         rows.append(("traits", ", ".join(yes if about["traits"][t] else no for t, (yes, no) in traits.items())))
+    if about.get("roles"):
+        rows.append(("roles", ", ".join(about["roles"])))
+    if "needs_roles" in about:
+        needed, frozen = about["needs_roles"], about["freezes"]
+        rows.append(("adapters", f"those with the roles {', '.join(needed)}" if needed else "all"))
+        rows += [("freezes", f"parameters with the role {', '.join(frozen)}")] if frozen else []
+        rows.append(("sharding", "works with FSDP" if about["shards"] else "needs whole parameters"))
     if "takes" in about:
         takes = {"model": "a model, into which an adapter is merged first", "adapter": "an adapter alone"}
         rows.append(("exports", takes[about["takes"]]))

@@ -7,7 +7,6 @@ from typing import Any
 
 from smollm3_finetune.api import OptimizerSpec, Role, hookimpl
 
-__version__ = "0.1.0"
 PAIR = {Role.DOWN, Role.UP}
 """A and B of a low-rank update."""
 
