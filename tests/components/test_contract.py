@@ -46,7 +46,8 @@ FAULTS = {
                                          "did you mean 'smollm3_quantizers', with @hookimpl?"),
     "an unknown hook": (hook("return []", "xyz"), "there is no hook 'smollm3_xyz'",
                         "the hooks are: smollm3_loaders, smollm3_quantizers, smollm3_adapters, smollm3_formatters, "
-                        "smollm3_objectives, smollm3_evaluators, smollm3_exporters, smollm3_launchers"),
+                        "smollm3_objectives, smollm3_evaluators, smollm3_exporters, smollm3_launchers, "
+                        "smollm3_optimizers, smollm3_trackers, smollm3_commands"),
     "no mark": (hook("return []", before=""), "the hook 'smollm3_quantizers' is not decorated with @hookimpl",
                 "write @hookimpl above smollm3_quantizers"),
     "no hook": ("x = 1\n", "it has no hook", "define a function such as smollm3_adapters, with @hookimpl"),
