@@ -50,7 +50,7 @@ class Trial:
             "COLUMNS": "200", "PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": (dist / INDEX).as_uri(),
             "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_RETRIES": "0", "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
-        self.alone = ALONE if subprocess.run([*ALONE, "true"], capture_output=True).returncode == 0 else ()
+        self.alone = ALONE if can_be_alone() else ()
 
     def with_network(self, what: str, *command: str, cwd: Path | None = None) -> str:
         return self._run(what, command, self.configured, 0, cwd)
@@ -71,6 +71,11 @@ class Trial:
         if done.returncode != code or "Traceback (most recent call last)" in done.stdout:
             raise SystemExit(f"{what}: exit code {done.returncode}, expected {code}\n{done.stdout[-6000:]}")
         return done.stdout
+
+
+def can_be_alone() -> bool:
+    """Whether this user may create a network namespace here."""
+    return shutil.which(ALONE[0]) is not None and subprocess.run([*ALONE, "true"], capture_output=True).returncode == 0
 
 
 def others_requirements(dist: Path) -> list[str]:

@@ -15,12 +15,13 @@ NAMES = [plugin.name for plugin in plugins()]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """The files of this project that state a version."""
+    """The files of this project that state a version, with version 0.1.0."""
     files = ["pyproject.toml", "CHANGELOG.md", "smollm3_finetune/version.py"]
     files += [str(p.folder.relative_to(ROOT) / "pyproject.toml") for p in plugins()]
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / file, tmp_path / file)
+    set_version("0.1.0", tmp_path)
     return tmp_path
 
 
@@ -44,10 +45,9 @@ def test_a_plugin_requires_its_own_release_or_a_later_compatible_one(release: st
 
 
 @pytest.mark.parametrize("release", ["0.2", "v0.2.0", "latest", ""])
-def test_a_text_that_is_not_a_version_is_refused(release: str, tree: Path) -> None:
+def test_a_text_that_is_not_a_version_is_refused(release: str) -> None:
     with pytest.raises(SystemExit, match="is not a version"):
-        set_version(release, tree)
-    assert version_problems(tree) == []
+        core_range(release)
 
 
 def test_one_command_changes_every_version(tree: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_new_plugin_gets_its_extra(tree: Path) -> None:
     shutil.copytree(tree / "plugins" / "smollm3-gptq", tree / "plugins" / "smollm3-acme")
     replace(tree / "plugins/smollm3-acme/pyproject.toml", 'name = "smollm3-gptq"', 'name = "smollm3-acme"')
     assert [p.partition(" of")[0] for p in version_problems(tree)] == ["the extra 'acme'", "the extra 'all'"]
-    set_version(version(), tree)
+    set_version("0.1.0", tree)
     assert version_problems(tree) == []
 
 
@@ -89,11 +89,11 @@ def test_a_version_that_differs_is_found(tree: Path, file: str, old: str, new: s
 
 def test_the_changes_of_a_release_and_its_date(tree: Path) -> None:
     file = tree / "CHANGELOG.md"
-    file.write_text(f"# Changes\n\n## {version()} (unreleased)\n\n* New.\n\n## 0.0.1 (2026-01-02)\n\n* Old.\n")
+    file.write_text("# Changes\n\n## 0.1.0 (unreleased)\n\n* New.\n\n## 0.0.1 (2026-01-02)\n\n* Old.\n")
     assert notes(tree) == ("", "* New.")
     replace(file, "unreleased", "2026-12-01")
     assert notes(tree) == ("2026-12-01", "* New.")
-    replace(file, f"## {version()}", "## 9.9.9")
+    replace(file, "## 0.1.0", "## 9.9.9")
     with pytest.raises(SystemExit, match="has no section"):
         notes(tree)
 
