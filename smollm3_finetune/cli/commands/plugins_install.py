@@ -133,6 +133,8 @@ def _carry_out(plan: Plan, left: dict[str, str], dry_run: bool, yes: bool, as_js
 
     if not as_json:
         print_plan(plan)
+        if not plan.changes and not plan.satisfied:
+            click.echo("nothing to change: what was named is installed already")
     if dry_run or (not plan.changes and not plan.satisfied):
         if as_json:
             click.echo(json.dumps(as_data(plan, left, dry_run=dry_run), indent=2, ensure_ascii=False))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from smollm3_finetune.cli.commands.plugins_check import marks
 from smollm3_finetune.installing.plan import newer
 
 if TYPE_CHECKING:
+    from smollm3_finetune.installing.environment import InstalledDistribution
     from smollm3_finetune.installing.examine import Examined
     from smollm3_finetune.installing.install import Installation
     from smollm3_finetune.installing.plan import Plan
@@ -31,10 +33,7 @@ def _table(*columns: str, narrow: Sequence[str] = ()) -> Table:
 def print_plan(plan: Plan) -> None:
     """What would change, and what is there already."""
     for one in plan.satisfied:
-        click.echo(
-            f"{one.title} is installed already"
-            + ("" if plan.upgrades else f"; to upgrade it: smollm3 plugins upgrade {one.name}")
-        )
+        click.echo(f"{one.title} is installed already{_instead(plan, one)}")
     if not plan.changes:
         return
     table = _table("distribution", "now", "then", "change", "from", narrow=("distribution", "now", "then", "change"))
@@ -44,6 +43,13 @@ def print_plan(plan: Plan) -> None:
         table.add_row(change.name, change.before or "", change.after or "?", newer(change.before, change.after),
                       Text(reason))  # fmt: skip
     Console().print(table)
+
+
+def _instead(plan: Plan, one: InstalledDistribution) -> str:
+    """What a user may have wanted who installs what is installed already."""
+    if any(r.source and r.name == canonicalize_name(one.name) for r in plan.requests):
+        return "; to install this file of the same version, uninstall it first"
+    return "" if plan.upgrades else f"; to upgrade it: smollm3 plugins upgrade {one.name}"
 
 
 def print_checks(plugins: Sequence[Examined]) -> None:
