@@ -13,7 +13,7 @@ from typing import Any
 from smollm3_finetune.api import AdapterSpec, Env, ExporterSpec, ObjectiveSpec, Op, Purpose, QuantizerSpec
 from smollm3_finetune.components.contract import described
 from smollm3_finetune.components.kinds import ADAPTER, OBJECTIVE, QUANTIZER, Kind
-from smollm3_finetune.components.registry import Registry, attributed_to, install_command, known_components
+from smollm3_finetune.components.registry import Registry, attributed_to, known_components
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.options import build
@@ -122,7 +122,7 @@ def check_reference(
     names.sort(key=lambda name: (name not in (adapter.spec.name, DEFAULT_ADAPTER), name))
     same = " with its default options" if names and names[0] == adapter.spec.name else ""
     install = known_components().get(ADAPTER.name, {}).get(DEFAULT_ADAPTER)
-    absent = f"{install_command(DEFAULT_ADAPTER)}, then {ADAPTER.flag} {DEFAULT_ADAPTER}" if install else None
+    absent = f"pip install {install}, then {ADAPTER.flag} {DEFAULT_ADAPTER}" if install else None
     raise IncompatibleError(
         f"{OBJECTIVE.flag} {objective.spec.name} compares the model with its base, but {ADAPTER.flag} "
         f"{adapter.spec.name} changes the base and cannot be disabled",

@@ -279,11 +279,6 @@ def known_components() -> dict[str, dict[str, str]]:
     return known
 
 
-def install_command(name: str) -> str:
-    """The command that installs the plugin which offers a component of this name, for a hint."""
-    return f"smollm3 plugins install {name}"
-
-
 def _mentions(record: PluginRecord, name: str) -> bool:
     """Whether the hook module of an installed plugin contains a name as text; the module is not imported."""
     import importlib.metadata
@@ -412,7 +407,7 @@ class Registry:
                 hint="omit --no-plugins, and unset SMOLLM3_DISABLE_PLUGINS",
             )
         if install is not None:
-            return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=install_command(bare))
+            return UnknownComponentError(f"the {kind.name} {name!r} is not installed", hint=f"pip install {install}")
         distribution = name.rpartition(":")[0]
         if distribution and distribution not in {r.distribution for r in self.plugins}:
             offering = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}

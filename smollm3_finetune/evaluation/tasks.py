@@ -24,13 +24,7 @@ from smollm3_finetune.api import (
     Progress,
 )
 from smollm3_finetune.components.kinds import EVALUATOR
-from smollm3_finetune.components.registry import (
-    RegisteredComponent,
-    Registry,
-    attributed_to,
-    install_command,
-    known_components,
-)
+from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, known_components
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent, choose, with_options
 from smollm3_finetune.config.schema import ComponentConfig
@@ -87,8 +81,7 @@ def _hint(registry: Registry) -> str:
     installed = [o.spec.name for o in registry.of(EVALUATOR)]
     missing = {name: where for name, where in known_components()["evaluator"].items() if name not in installed}
     hints = [f"--evaluator {name}" for name in installed]
-    first = {where: name for name, where in reversed(missing.items())}
-    return " or ".join([*hints, *(install_command(name) for name in first.values())])
+    return " or ".join([*hints, *(f"pip install {where}" for where in dict.fromkeys(missing.values()))])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,12 +185,12 @@ def _why_none(ref: str) -> str:
 
 
 def _model_hint(ref: str, registry: Registry) -> str:
-    from smollm3_finetune.components.registry import install_command, known_components
+    from smollm3_finetune.components.registry import known_components
 
     extension = ref.rpartition(".")[2].lower()
     install = known_components()["loader"].get(extension)
     if install and extension not in {o.spec.name for o in registry.of(LOADER)}:
-        return install_command(extension)
+        return f"pip install {install}"
     path = user_path(ref)
     beside = [str(p) for p in path.parent.glob("*/")] if path.parent.is_dir() else []
     near = did_you_mean(ref, [DEFAULT_MODEL, *(d for d in beside if (Path(d) / "config.json").exists())])

@@ -121,7 +121,7 @@ def test_a_known_name_that_is_not_installed_gets_the_install_command() -> None:
         with pytest.raises(UnknownComponentError) as caught:
             discover(PluginSelection.of([], no_plugins=True)).find(kind, name)
         if "is not installed" in caught.value.message:
-            assert caught.value.hint == f"smollm3 plugins install {name}"
+            assert caught.value.hint == f"pip install ./plugins/{folder}"
         else:  # it is installed, and --no-plugins disables it
             assert f"is in {folder}, but installed plugins are disabled" in caught.value.message
     with pytest.raises(UnknownComponentError) as caught:

@@ -151,7 +151,7 @@ def test_the_evaluator_that_claims_the_tasks_is_used_and_a_tie_is_an_error(plugi
 def test_a_task_that_nobody_claims_names_the_evaluators(plugin_file: Any) -> None:
     with pytest.raises(ConfigError, match="no installed evaluator recognizes the task 'arc_easy'") as caught:
         select_evaluator(registry_of(EXAMPLE), ["arc_easy"], ComponentConfig())
-    assert caught.value.hint == "--evaluator exact-match or smollm3 plugins install lm-eval"
+    assert caught.value.hint == "--evaluator exact-match or pip install ./plugins/smollm3-lm-eval"
 
 
 def test_tasks_of_two_evaluators_are_an_error(plugin_file: Any) -> None:
