@@ -301,6 +301,7 @@ def test_checks_report_each_plugin_with_the_line_that_uninstalls_a_broken_one(
     shown = capsys.readouterr().out
     assert "acme-exit 2.0: importing it or calling its hooks: Python ended with exit code 3" in shown
     assert "  to uninstall it: smollm3 plugins uninstall acme-exit\n" in shown
+    assert "to use acme: --formatter acme-rows\n" in shown and "to use bad" not in shown
 
 
 def test_several_names_that_are_wrong_are_reported_together(cli: Cli) -> None:

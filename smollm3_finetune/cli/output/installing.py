@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from smollm3_finetune.cli.commands.plugins_check import marks
+from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.installing.plan import newer
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from smollm3_finetune.installing.plan import Plan
     from smollm3_finetune.installing.search import Row
     from smollm3_finetune.installing.uninstall import Removal
+
+
+USES = 4
+"""The number of components whose use is shown."""
 
 
 def _table(*columns: str, narrow: Sequence[str] = ()) -> Table:
@@ -66,6 +71,8 @@ def print_checks(plugins: Sequence[Examined]) -> None:
         table.add_row(one.plugin, f"{one.distribution} {one.version}", Text(offers), says)
     Console().print(table)
     for one in plugins:
+        if one.ok and one.components:
+            click.echo(f"to use {one.plugin}: {_usage(one.components)}")
         for failed in one.failed:
             click.echo(f"{bad} {one.distribution} {one.version}: {failed}")
         for unmet in one.unmet:
@@ -73,6 +80,13 @@ def print_checks(plugins: Sequence[Examined]) -> None:
         if not one.ok:
             click.echo(f"  to uninstall it: smollm3 plugins uninstall {one.distribution}")
             click.echo(f"  all checks: smollm3 plugins check {one.distribution}")
+
+
+def _usage(components: Sequence[str]) -> str:
+    """What selects a component on the command line: `--quant four`, or `smollm3 NAME` for a command."""
+    flags = {kind.name: kind.flag for kind in KINDS}
+    uses = [f"{flags[kind]} {name}" for kind, _, name in (c.partition(" ") for c in components)]
+    return ", ".join(uses) if len(uses) <= USES else f"{', '.join(uses[:USES])}, …"
 
 
 def _by_kind(components: Sequence[str]) -> str:
