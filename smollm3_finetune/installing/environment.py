@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shlex
 import site
 import sys
@@ -22,6 +23,10 @@ from packaging.version import InvalidVersion, Version
 
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, GROUP
 from smollm3_finetune.errors import IncompatibleError, SmolLM3Error
+
+HEADER = re.compile(r"^(Name|Version): *(\S+)", re.MULTILINE)
+HEADERS = 2000
+"""Characters of a file of metadata that hold name and version: they are its first lines."""
 
 
 def check_environment() -> None:
@@ -101,13 +106,15 @@ def installed() -> dict[str, InstalledDistribution]:
     importlib.invalidate_caches()
     found: dict[str, InstalledDistribution] = {}
     for about in importlib.metadata.distributions():
-        name = about.metadata["Name"]
-        if not isinstance(name, str) or canonicalize_name(name) in found:  # the rest of an interrupted installation
+        text = about.read_text("METADATA") or about.read_text("PKG-INFO") or ""
+        headers = dict(reversed(HEADER.findall(text[:HEADERS])))  # the first of each
+        name = headers.get("Name")
+        if name is None or canonicalize_name(name) in found:  # None: the rest of an interrupted installation
             continue
         direct = _direct_url(about)
         found[canonicalize_name(name)] = InstalledDistribution(
             name=name,
-            version=str(about.metadata["Version"]),
+            version=headers.get("Version", ""),
             location=Path(str(about.locate_file(""))),
             plugins=tuple(sorted(p.name for p in about.entry_points if p.group == GROUP)),
             source=direct.get("url"),

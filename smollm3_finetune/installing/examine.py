@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.components.discovery import GROUP, discover
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.installing.process import run
+from smollm3_finetune.installing.process import Done, run
 
 REQUIREMENTS = "its requirements are met"
 BROKEN = "it can be imported and its descriptors are valid"
@@ -58,7 +59,7 @@ class Examined:
 
 def examined(distributions: Sequence[str]) -> list[Examined]:
     """Check the plugins of these distributions in a new process, which also updates the snapshot of all plugins."""
-    done = run([sys.executable, "-P", "-m", "smollm3_finetune.installing.examine", *distributions])
+    done = _child(distributions)
     try:
         rows = json.loads(done.out.splitlines()[-1])
     except (ValueError, IndexError) as e:
@@ -75,7 +76,13 @@ def _from_json(row: Mapping[str, Any]) -> Examined:
 
 def refresh_snapshot() -> None:
     """Update the snapshot of what all plugins offer, in a new process; a plugin that ends it does no harm."""
-    run([sys.executable, "-P", "-m", "smollm3_finetune.installing.examine"])
+    _child(())
+
+
+def _child(distributions: Sequence[str]) -> Done:
+    """Run this module, with all plugins and without the reports that variables ask for."""
+    unset = {f"SMOLLM3_{name}_PLUGINS": "" for name in ("DISABLE", "STRICT", "TRACE")}
+    return run([sys.executable, "-P", "-m", "smollm3_finetune.installing.examine", *distributions], **unset)
 
 
 def main(distributions: Sequence[str]) -> None:
@@ -127,9 +134,11 @@ def _examined(distribution: str) -> tuple[list[dict[str, Any]], Registry | None]
     return rows, registry
 
 
-def _said(finding: Any) -> str:
-    what = finding.found if finding.check == BROKEN else f"{finding.subject}: not true: {finding.check}"
-    return what if finding.check == BROKEN or not finding.found else f"{what} ({finding.found})"
+def _said(finding: Finding) -> str:
+    """A failed check as `plugins check` prints it; the reason alone for a plugin that is broken."""
+    if finding.check == BROKEN:
+        return finding.found
+    return ": ".join(filter(None, (finding.subject, finding.check, finding.found)))
 
 
 def _points(distribution: str) -> list[importlib.metadata.EntryPoint]:

@@ -140,6 +140,11 @@ def _building(text: str, pins: Sequence[str]) -> SmolLM3Error | None:
 
 
 def _network(text: str, pins: Sequence[str]) -> SmolLM3Error | None:
+    return unreachable(text)
+
+
+def unreachable(text: str) -> SmolLM3Error | None:
+    """The error of an address that cannot be reached or downloaded, if the text names one."""
     code = HTTP.search(text)
     if code is None and OFFLINE.search(text) is None:
         return None

@@ -66,27 +66,21 @@ def _alone() -> Iterator[None]:
 
 def _fetch(plan: Plan, folder: Path, say: Say) -> None:
     """Put what comes by name or by URL into the folder, and check what all distributions contain."""
-    by_name = {r.name: r for r in plan.requests if r.name is not None}
-    local = [r for r in plan.requests if r.contents is not None]
-    wanted = [c for c in plan.changes if not _is_local(by_name.get(canonicalize_name(c.name)))]
-    contents: list[Contents] = [r.contents for r in local if r.contents is not None]
+    contents = [r.contents for r in plan.requests if r.contents is not None]
+    wanted = [c for c in plan.changes if c.request is None or c.request.contents is None]
     if wanted:
         say(f"downloading {', '.join(c.name for c in wanted)} …" if not plan.sources.offline else "reading wheels …")
-        plan.installer.stage([_exact(c, by_name) for c in wanted], plan.sources, folder)
+        plan.installer.stage([_exact(c) for c in wanted], plan.sources, folder)
         contents += staged(folder)
+    requests = {canonicalize_name(c.name): c.request for c in plan.changes}
     for one in contents:
-        _check_contents(one, plan, by_name.get(canonicalize_name(one.name or "")))
+        _check_contents(one, plan, requests.get(canonicalize_name(one.name or "")))
 
 
-def _is_local(request: Request | None) -> bool:
-    return request is not None and request.contents is not None
-
-
-def _exact(change: Change, by_name: dict[str, Request]) -> tuple[str, ...]:
-    """The argument that fetches exactly this version."""
-    request = by_name.get(canonicalize_name(change.name))
-    if request is not None and not request.is_name:
-        return request.argument
+def _exact(change: Change) -> tuple[str, ...]:
+    """The argument that fetches exactly this version, without requirements."""
+    if change.request is not None and not change.request.is_name:
+        return change.request.argument
     return (f"{change.name}=={change.after}",)
 
 
@@ -104,8 +98,8 @@ def _check_contents(contents: Contents, plan: Plan, request: Request | None) -> 
 
 
 def _install(plan: Plan, folder: Path) -> None:
-    after: dict[str, str] = {canonicalize_name(c.name): c.after for c in plan.changes}
-    wanted = [(_pinned(r, after[r.name]),) if r.is_name and r.name in after else r.argument for r in plan.requests]
+    after = {c.request: c.after for c in plan.changes if c.request is not None}
+    wanted = [(_pinned(r, after[r]),) if r.is_name and r in after else r.argument for r in plan.requests]
     builds = any(not r.is_name and not r.argument[-1].partition("[")[0].endswith(".whl") for r in plan.requests)
     plan.installer.install(wanted, plan.exact, plan.sources, folder, builds)
 
@@ -147,13 +141,10 @@ def _check_arrived(plan: Plan) -> None:
             f"{plan.installer.name} reported success, but {absent[0].name} is not in this environment",
             hint="look for a target in the configuration: pip config list",
         )
-    by_name = {r.name: r for r in plan.requests if r.name is not None}
     for change in plan.changes:
         one = now[canonicalize_name(change.name)]
-        if change.requested and not one.is_plugin:
-            request = by_name.get(canonicalize_name(change.name))
-            error = not_a_plugin(one.title, request.text if request is not None else change.name)
-            raise _undone(plan, error)
+        if change.request is not None and not one.is_plugin:
+            raise _undone(plan, not_a_plugin(one.title, change.request.text))
 
 
 def _undone(plan: Plan, error: PluginError) -> PluginError:

@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from smollm3_finetune.errors import MissingRequirementError
 from smollm3_finetune.installing.environment import python
-from smollm3_finetune.installing.failures import failure
+from smollm3_finetune.installing.failures import failure, unreachable
 from smollm3_finetune.installing.installer import Resolved, Sources, constraints_file, flat
 from smollm3_finetune.installing.process import Done, run
 
@@ -44,8 +44,10 @@ class Pip:
         with tempfile.TemporaryDirectory(prefix="smollm3-install-") as work:
             report = Path(work, "report.json")
             options = ("--dry-run", "--report", str(report), *newer, *sources.flags)
-            self._install(options, wanted, list(pins))
+            done = self._install(options, wanted, list(pins))
             found = json.loads(report.read_text(encoding="utf-8"))["install"]
+        if upgrade and not found and (error := unreachable(done.text)) is not None:
+            raise error  # pip only warns, and keeps what is installed
         return [
             Resolved(
                 name=one["metadata"]["name"],
@@ -65,9 +67,9 @@ class Pip:
         only = sources.flags if builds else ["--no-index"]
         self._install((*only, "--find-links", str(folder)), wanted, list(pins))
 
-    def _install(self, options: Sequence[str], wanted: Sequence[Sequence[str]], pins: Sequence[str]) -> None:
+    def _install(self, options: Sequence[str], wanted: Sequence[Sequence[str]], pins: Sequence[str]) -> Done:
         with constraints_file(pins) as file:
-            self._run("install", "-c", file, *options, *flat(wanted), pins=pins)
+            return self._run("install", "-c", file, *options, *flat(wanted), pins=pins)
 
     def uninstall(self, names: Sequence[str]) -> None:
         self._run("uninstall", "--yes", *names)

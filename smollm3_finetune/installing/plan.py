@@ -27,11 +27,22 @@ class Change:
     before: str | None
     """The version that is installed now."""
     after: str
-    source: str
-    """What the user named, if not a name: a file, a directory or a URL."""
-    requested: bool
-    """Whether the user asked for it; the others are required by it."""
-    editable: bool = False
+    """Empty if only a build would tell."""
+    request: Request | None = None
+    """What the user asked for; None: another distribution requires it."""
+
+    @property
+    def source(self) -> str:
+        """The file, the directory or the URL that the user named."""
+        return self.request.source if self.request is not None else ""
+
+    @property
+    def requested(self) -> bool:
+        return self.request is not None
+
+    @property
+    def editable(self) -> bool:
+        return self.request is not None and self.request.editable
 
     def as_dict(self) -> dict[str, Any]:
         return {"name": self.name, "before": self.before, "after": self.after, "source": self.source or None,
@@ -150,9 +161,7 @@ def _change(one: Resolved, requests: Sequence[Request], found: Mapping[str, Inst
         name=one.name,
         before=now.version if now is not None else None,
         after=one.version or known or "",
-        source=request.source if request is not None else "",
-        requested=request is not None,
-        editable=request is not None and request.editable,
+        request=request,
     )
 
 

@@ -14,12 +14,12 @@ from hand_made_wheels import HOOKS, ROWS, write_wheel
 from smollm3_finetune import stopping
 from smollm3_finetune.cli.output.installing import print_checks
 from smollm3_finetune.errors import ConfigError, IncompatibleError, MissingRequirementError, SmolLM3Error
-from smollm3_finetune.installing import installer as installers
+from smollm3_finetune.installing import choose
 from smollm3_finetune.installing.environment import check_environment, constraints, installed
 from smollm3_finetune.installing.examine import examined
 from smollm3_finetune.installing.index import embedded_index
 from smollm3_finetune.installing.install import install
-from smollm3_finetune.installing.installer import Resolved, Sources, choose_installer
+from smollm3_finetune.installing.installer import Resolved, Sources
 from smollm3_finetune.installing.plan import make_plan
 from smollm3_finetune.installing.requests import Parser
 from smollm3_finetune.installing.uninstall import installed_plugin, only_required_by
@@ -45,7 +45,7 @@ def environment_of(made_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "pyvenv.cfg").write_text(f"home = /usr/bin\n{made_by} = 1\n")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(installers.importlib.util, "find_spec", lambda name: object() if pip else None)
+    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: object() if pip else None)
     monkeypatch.delenv("UV", raising=False)
     folder = tmp_path / "programs"
     folder.mkdir()
@@ -64,13 +64,13 @@ def test_the_program_that_installs(
     made_by: str, uv: bool, pip: bool, chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment_of(made_by, tmp_path, monkeypatch, uv=uv, pip=pip)
-    assert choose_installer().name == chosen
+    assert choose.choose_installer().name == chosen
 
 
 def test_an_environment_without_pip_and_uv_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment_of("version", tmp_path, monkeypatch, uv=False, pip=False)
     with pytest.raises(MissingRequirementError, match="has no pip, and uv was not found") as caught:
-        choose_installer()
+        choose.choose_installer()
     assert caught.value.hint == f"{tmp_path / 'python'} -m ensurepip, or install uv"
 
 
@@ -301,6 +301,7 @@ def test_checks_report_each_plugin_with_the_line_that_uninstalls_a_broken_one(
     shown = capsys.readouterr().out
     assert "acme-exit 2.0: importing it or calling its hooks: Python ended with exit code 3" in shown
     assert "  to uninstall it: smollm3 plugins uninstall acme-exit\n" in shown
+    assert "to use acme: --formatter acme-rows\n" in shown and "to use bad" not in shown
 
 
 def test_several_names_that_are_wrong_are_reported_together(cli: Cli) -> None:

@@ -50,7 +50,8 @@ def modules_of_click() -> frozenset[str]:
 
 
 HELPS = [[command, "--help"] for command in COMMANDS]
-HELPS += [["plugins", v, "--help"] for v in ("list", "info", "new", "check")]
+PLUGINS = ("list", "info", "new", "check", "search", "install", "upgrade", "uninstall")
+HELPS += [["plugins", v, "--help"] for v in PLUGINS]
 HELPS += [["cache", v, "--help"] for v in ("list", "verify", "clean")]
 HELPS += [["runs", v, "--help"] for v in ("list", "show", "compare", "report", "prune")]
 HELPS += [["pipeline", v, "--help"] for v in ("run", "resume", "status")]

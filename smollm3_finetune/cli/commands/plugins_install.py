@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 EXAMPLES = """
 \b
 Examples:
-  smollm3 plugins install gptq
+  smollm3 plugins install acme-quant
   smollm3 plugins install acme-quant==1.2 --yes
   smollm3 plugins install acme_quant-1.2-py3-none-any.whl
   smollm3 plugins install ./my-plugin
@@ -54,13 +54,14 @@ def install(
 ) -> None:  # fmt: skip
     """Install plugins into this environment with pip or uv, and check them.
 
-    NAME is a distribution, or a component that one offers: `gptq`. Everything that is installed keeps its version,
+    NAME is a distribution, or a component that one offers. Everything that is installed keeps its version,
     unless --allow-change names it. What would change is shown first. The exit code is 7 if an installed plugin fails
     its checks.
     """
+    from smollm3_finetune.installing.choose import choose_installer
     from smollm3_finetune.installing.environment import check_environment, installed, repository
     from smollm3_finetune.installing.index import plugin_index
-    from smollm3_finetune.installing.installer import Sources, choose_installer
+    from smollm3_finetune.installing.installer import Sources
     from smollm3_finetune.installing.plan import make_plan
     from smollm3_finetune.installing.requests import Parser
 
@@ -88,9 +89,10 @@ def upgrade(
     Without NAME, all plugins that came from a package index. Everything else keeps its version, unless --allow-change
     names it. What would change is shown first.
     """
+    from smollm3_finetune.installing.choose import choose_installer
     from smollm3_finetune.installing.environment import check_environment, installed
     from smollm3_finetune.installing.index import plugin_index
-    from smollm3_finetune.installing.installer import Sources, choose_installer
+    from smollm3_finetune.installing.installer import Sources
     from smollm3_finetune.installing.plan import make_plan
     from smollm3_finetune.installing.upgrade import upgrades
 
@@ -131,6 +133,8 @@ def _carry_out(plan: Plan, left: dict[str, str], dry_run: bool, yes: bool, as_js
 
     if not as_json:
         print_plan(plan)
+        if not plan.changes and not plan.satisfied:
+            click.echo("nothing to change: what was named is installed already")
     if dry_run or (not plan.changes and not plan.satisfied):
         if as_json:
             click.echo(json.dumps(as_data(plan, left, dry_run=dry_run), indent=2, ensure_ascii=False))

@@ -24,9 +24,9 @@ def uninstall(plugins: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool)
     """
     from smollm3_finetune.cli.output.installing import print_removal, removal_data
     from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.installing.choose import choose_installer
     from smollm3_finetune.installing.environment import check_environment, installed
     from smollm3_finetune.installing.index import plugin_index
-    from smollm3_finetune.installing.installer import choose_installer
     from smollm3_finetune.installing.uninstall import plan_removal
     from smollm3_finetune.installing.uninstall import uninstall as remove
 

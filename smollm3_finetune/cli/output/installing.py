@@ -6,19 +6,26 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from packaging.utils import canonicalize_name
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from smollm3_finetune.cli.commands.plugins_check import marks
+from smollm3_finetune.components.kinds import KINDS
 from smollm3_finetune.installing.plan import newer
 
 if TYPE_CHECKING:
+    from smollm3_finetune.installing.environment import InstalledDistribution
     from smollm3_finetune.installing.examine import Examined
     from smollm3_finetune.installing.install import Installation
     from smollm3_finetune.installing.plan import Plan
     from smollm3_finetune.installing.search import Row
     from smollm3_finetune.installing.uninstall import Removal
+
+
+USES = 4
+"""The number of components whose use is shown."""
 
 
 def _table(*columns: str, narrow: Sequence[str] = ()) -> Table:
@@ -31,10 +38,7 @@ def _table(*columns: str, narrow: Sequence[str] = ()) -> Table:
 def print_plan(plan: Plan) -> None:
     """What would change, and what is there already."""
     for one in plan.satisfied:
-        click.echo(
-            f"{one.title} is installed already"
-            + ("" if plan.upgrades else f"; to upgrade it: smollm3 plugins upgrade {one.name}")
-        )
+        click.echo(f"{one.title} is installed already{_instead(plan, one)}")
     if not plan.changes:
         return
     table = _table("distribution", "now", "then", "change", "from", narrow=("distribution", "now", "then", "change"))
@@ -44,6 +48,13 @@ def print_plan(plan: Plan) -> None:
         table.add_row(change.name, change.before or "", change.after or "?", newer(change.before, change.after),
                       Text(reason))  # fmt: skip
     Console().print(table)
+
+
+def _instead(plan: Plan, one: InstalledDistribution) -> str:
+    """What a user may have wanted who installs what is installed already."""
+    if any(r.source and r.name == canonicalize_name(one.name) for r in plan.requests):
+        return "; to install this file of the same version, uninstall it first"
+    return "" if plan.upgrades else f"; to upgrade it: smollm3 plugins upgrade {one.name}"
 
 
 def print_checks(plugins: Sequence[Examined]) -> None:
@@ -60,6 +71,8 @@ def print_checks(plugins: Sequence[Examined]) -> None:
         table.add_row(one.plugin, f"{one.distribution} {one.version}", Text(offers), says)
     Console().print(table)
     for one in plugins:
+        if one.ok and one.components:
+            click.echo(f"to use {one.plugin}: {_usage(one.components)}")
         for failed in one.failed:
             click.echo(f"{bad} {one.distribution} {one.version}: {failed}")
         for unmet in one.unmet:
@@ -67,6 +80,13 @@ def print_checks(plugins: Sequence[Examined]) -> None:
         if not one.ok:
             click.echo(f"  to uninstall it: smollm3 plugins uninstall {one.distribution}")
             click.echo(f"  all checks: smollm3 plugins check {one.distribution}")
+
+
+def _usage(components: Sequence[str]) -> str:
+    """What selects a component on the command line: `--quant four`, or `smollm3 NAME` for a command."""
+    flags = {kind.name: kind.flag for kind in KINDS}
+    uses = [f"{flags[kind]} {name}" for kind, _, name in (c.partition(" ") for c in components)]
+    return ", ".join(uses) if len(uses) <= USES else f"{', '.join(uses[:USES])}, …"
 
 
 def _by_kind(components: Sequence[str]) -> str:
