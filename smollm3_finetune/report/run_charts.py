@@ -42,7 +42,8 @@ def charts_of(view: RunView) -> list[Chart]:
     for name, title, unit, from_zero in CHARTS:
         curves = _with_mean(title.lower(), metrics.of(name), DENSE)
         if name == RATE:
-            curves += [Curve(own.removeprefix(f"{RATE}_"), metrics.of(own), "second") for own in _other_rates(metrics)]
+            others = ((visible(own.removeprefix(f"{RATE}_")[:80]), own) for own in _other_rates(metrics))
+            curves += [Curve(label, metrics.of(own), "second") for label, own in others]
         log = name == "grad_norm"
         found.append(chart(name, title, unit, curves, last, may_be_log=log, from_zero=from_zero))
     for i, name in enumerate(_own(metrics)):
@@ -111,7 +112,7 @@ def _own(metrics: Metrics) -> list[str]:
 
 def _other_rates(metrics: Metrics) -> list[str]:
     """The learning rates of other groups of the optimizer, such as `learning_rate_up`."""
-    return [name for name in metrics.curves if name.startswith(f"{RATE}_")]
+    return [name for name in metrics.curves if name.startswith(f"{RATE}_")][:MOST_OWN]
 
 
 def _finite(points: Points) -> int:

@@ -129,6 +129,16 @@ def test_the_values_of_the_curves_are_those_of_the_metrics(make_run: MakeRun, pa
     assert held_out["points"][0] == [0, 1.885] and held_out["points"][-1] == [60, 1.851], "of before and after"
 
 
+def test_learning_rates_of_other_groups_are_in_the_chart_of_the_first(make_run: MakeRun, parsed: Parsed) -> None:
+    run = make_run()
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    more = [row | ({"learning_rate_up": 16 * row["learning_rate"]} if "loss" in row else {}) for row in rows]
+    run.metrics.write_text("".join(json.dumps(row) + "\n" for row in more))
+    charts = values_of(parsed(write_report([run])))
+    assert [curve["label"] for curve in charts["learning_rate"]["curves"]][-1] == "up"
+    assert not any(name.startswith("own-") for name in charts)
+
+
 def test_each_warning_is_kept_once_however_many_there_are(make_run: MakeRun, parsed: Parsed) -> None:
     run, warnings = make_run(without=("warnings.jsonl",)), [f"number {i} of many" for i in range(150)]
     for _ in range(2):
