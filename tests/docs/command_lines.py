@@ -30,6 +30,8 @@ NAMED: Mapping[str, kinds.Kind] = {
     "tracker": kinds.TRACKER,
 }  # fmt: skip
 """The kind of component that an option of a command names."""
+OF_READERS = ("NAME", "mine", "sizes")
+"""Commands of plugins that readers write."""
 USUAL = {"adapter": "lora", "objective": "sft", "loader": "hf", "to": "safetensors", "evaluator": "lm-eval"}
 """The component whose options are given without its name."""
 
@@ -92,6 +94,8 @@ def parse(line: str) -> Parsed:
     from smollm3_finetune.cli import cli
 
     words = shlex.split(line, comments=True)[1:]
+    while words[:1] == ["-p"]:  # a file with the command
+        words = words[2:]
     command: click.Command = cli
     context = click.Context(cli, info_name="smollm3")
     while isinstance(command, click.Group):
@@ -100,7 +104,8 @@ def parse(line: str) -> Parsed:
         try:
             _, inner, words = command.resolve_command(context, words)
         except click.UsageError:
-            if words[0] in {c.spec.name for c in registry_with(()).of(kinds.COMMAND)}:
+            offered = {n for c in registry_with(()).of(kinds.COMMAND) for n in (c.spec.name, c.full_name)}
+            if words[0] in offered or words[0].rpartition(":")[2] in OF_READERS:
                 return Parsed(command, context, {}, words)  # a plugin's command, which reads its own options
             raise
         assert inner is not None
