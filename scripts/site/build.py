@@ -92,7 +92,11 @@ def main() -> int:
     parser.add_argument("--revision", default="main", help="Git revision that links to the repository name")
     parser.add_argument("--address", default="", help="where the versions are published; empty: no list of versions")
     given = parser.parse_args()
-    code = build(given.version, given.revision, given.address)
+    try:
+        code = build(given.version, given.revision, given.address)
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
     if given.serve is not None and (BUILD / "html" / "index.html").exists():
         serve(given.serve)
     return code

@@ -85,6 +85,8 @@ class Reference:
     def defined(self, path: str, name: str) -> Any:
         """The object that a name of a module means; a module may have a submodule of the same name."""
         module = self.module(path)
+        if name not in module.imports and name not in module.members:
+            raise ValueError(f"{path}.__all__ has {name!r}, which {path} neither defines nor imports")
         target = self.module(module.imports[name]) if name in module.imports else module.members[name]
         return target.final_target if target.is_alias else target
 

@@ -22,6 +22,7 @@ from pages import FENCE, PAGES, REGION, ROOT
 from regions import text_of
 
 from smollm3_finetune.components import kinds
+from smollm3_finetune.errors import SmolLM3Error
 
 NAMED: Mapping[str, kinds.Kind] = {
     "loader": kinds.LOADER, "quant": kinds.QUANTIZER, "requantize": kinds.QUANTIZER, "adapter": kinds.ADAPTER,
@@ -30,11 +31,10 @@ NAMED: Mapping[str, kinds.Kind] = {
     "tracker": kinds.TRACKER,
 }  # fmt: skip
 """The kind of component that an option of a command names."""
+OF_READERS = ("NAME", "mine", "sizes")
+"""Commands of plugins that readers write."""
 USUAL = {"adapter": "lora", "objective": "sft", "loader": "hf", "to": "safetensors", "evaluator": "lm-eval"}
 """The component whose options are given without its name."""
-
-OF_PLUGINS = ("NAME", "mine", "sizes", "serve", "soup")
-"""Commands of plugins on the pages; the plugins are not installed here."""
 
 
 class CommandLine(NamedTuple):
@@ -104,9 +104,9 @@ def parse(line: str) -> Parsed:
             break
         try:
             _, inner, words = command.resolve_command(context, words)
-        except click.UsageError:
-            offered = {c.spec.name for c in registry_with(()).of(kinds.COMMAND)}
-            if words[0].rpartition(":")[2] in (*OF_PLUGINS, *offered):
+        except (click.UsageError, SmolLM3Error):
+            offered = {n for c in registry_with(()).of(kinds.COMMAND) for n in (c.spec.name, c.full_name)}
+            if words[0] in offered or words[0].rpartition(":")[2] in OF_READERS:
                 return Parsed(command, context, {}, words)  # a plugin's command, which reads its own options
             raise
         assert inner is not None
@@ -118,14 +118,17 @@ def parse(line: str) -> Parsed:
         if parameter.name in parsed and isinstance(parameter.type, click.Choice | click.types.IntParamType):
             value = parsed[parameter.name]
             if isinstance(value, str) and not value.isupper():
-                parameter.type.convert(value, parameter, context)
+                for one in value.split("|"):  # alternatives: bash|zsh
+                    parameter.type.convert(one, parameter, context)
     given = {name: v for name, v in parsed.items() if v is not None and not isinstance(v, Enum)}
     return Parsed(command, context, given, rest)  # an Enum is click's word for a value that is not given
 
 
 def placeholder(text: Any) -> bool:
     """Whether a reader replaces this word: `RUN`, `FILE.jsonl`, `…`."""
-    return "…" in str(text) or re.fullmatch(r"[A-Z][A-Z_]*(\.[a-z]+)?", str(text)) is not None
+    return (
+        re.search(r"…|\w\|\w", str(text)) is not None or re.fullmatch(r"[A-Z][A-Z_]*(\.[a-z]+)?", str(text)) is not None
+    )
 
 
 def check(line: str, absent: Collection[str], complete: bool = True) -> None:

@@ -11,13 +11,12 @@ from regions import ROOT, text_of
 
 DOCS = ROOT / "docs"
 EXAMPLES = ROOT / "examples"
-TOP_PAGES = ("README.md", "CHANGELOG.md", "plugins/README.md", "examples/plugins/README.md")
-OURS = [*(ROOT / f for f in TOP_PAGES), *sorted(DOCS.rglob("*.md"))]
-READMES = [p for above in ("plugins", "examples/plugins") for p in sorted((ROOT / above).glob("*/README.md"))]
+TOP = [ROOT / f for f in ("README.md", "CHANGELOG.md", "plugins/README.md", "examples/plugins/README.md")]
+OURS = [*(page for page in TOP if page.exists()), *sorted(DOCS.rglob("*.md"))]
+READMES = [page for above in ("plugins", "examples/plugins") for page in sorted((ROOT / above).glob("*/README.md"))]
 PAGES = [*OURS, *READMES]
 """Pages whose command lines are parsed."""
-EVERY = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(EXAMPLES.rglob("README.md"))]
-EVERY = [*dict.fromkeys(EVERY)]
+EVERY = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
 """Pages whose blocks are checked."""
 REGION = re.compile(
     r"^<!-- (?P<kind>[a-z-]+): (?P<argument>.+?) -->\n(?P<body>.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL

@@ -14,9 +14,9 @@ from packaging.requirements import Requirement
 from regions import ROOT, text_of
 
 OTHERS = {
-    ".": "the shell reads a file", "source": "the shell reads a file", "cd": "of the shell",
+    ".": "the shell reads a file", "source": "the shell reads a file", "cd": "of the shell", "export": "of the shell",
     "echo": "prints", "printf": "prints",
-    "git": "of the system", "curl": "of the system",
+    "git": "of the system", "cp": "of the system", "mkdir": "of the system", "curl": "of the system",
     "hf": "comes with huggingface-hub", "pre-commit": "installed by the line before it",
     "mlx_lm.generate": "comes with mlx-lm, which the tests of the plugin run",
     "llama-cli": "comes with llama.cpp", "ollama": "another program",
@@ -58,7 +58,7 @@ def _pip(words: list[str], page: str, absent: Collection[str]) -> None:
             assert word not in ("-c", "-r") or (ROOT / value).exists(), f"{value} does not exist"
         elif word.startswith("./plugins/*"):
             assert any(ROOT.glob(word.removeprefix("./"))), f"{word} matches nothing"
-        elif re.match(r"\./(examples/)?plugins/", word) or re.match(r"\.(\[|$)", word):
+        elif re.match(r"\./(examples/)?plugins/", word) or (ROOT / word.partition("[")[0] / "pyproject.toml").exists():
             _local(word)
         elif word.startswith("."):
             assert word.partition("[")[0].removeprefix("./") in page, f"{word} is not on the page"
