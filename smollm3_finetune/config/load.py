@@ -9,79 +9,34 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from smollm3_finetune.config.options import build, describe, key_of, option_problems, without_key
+from smollm3_finetune.config.preset import with_presets
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, SOURCE_KEYS, ComponentConfig, RunConfig
-from smollm3_finetune.config.yaml12 import dump_yaml, parse_value, read_yaml
+from smollm3_finetune.config.settings import (
+    DEFAULT,
+    GIVEN,
+    PRESET,
+    LoadedConfig,
+    Setting,
+    file_settings,
+    mapping_settings,
+)
+from smollm3_finetune.config.yaml12 import dump_yaml, parse_value
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean, raise_all
 
-DEFAULT = "default"
-GIVEN = ("given",)
-"""The key that lists the options of components that were set, in a file that has other options too."""
-PRESET = ("preset",)
-"""The key that names presets."""
+__all__ = [
+    "DEFAULT", "GIVEN", "LoadedConfig", "Setting", "as_dict", "assemble", "assignment", "file_settings",
+    "mapping_settings", "plain", "same_component", "set_options", "ship_config",
+]  # fmt: skip
 EPOCHS, MAX_STEPS = ("train", "epochs"), ("train", "max_steps")
 """Two settings for the length of a run: the one in the later layer wins."""
 SHIP_AS = ("train", "ship_as")
 """A component inside a section: a name, or a mapping with a name and options."""
 PATHS = (("data", "path"), ("data", "validation"), ("calibration", "path"))
 """Keys for which text, alone or in a list, means a mapping with only a `path`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One value, its key (`("train", "max_steps")`) and its origin (`run.yaml:7`)."""
-
-    key: tuple[str, ...]
-    value: Any
-    origin: str
-    given: bool = True
-    """Whether a user set the value; False for a default that a run wrote."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedConfig:
-    """A validated configuration, and the origin of every value that is not a default."""
-
-    config: RunConfig
-    origins: Mapping[str, str] = field(default_factory=dict)
-    settings: tuple[Setting, ...] = ()
-
-    def origin(self, key: str) -> str:
-        return self.origins.get(key, DEFAULT)
-
-    def section_origins(self, section: str) -> dict[str, str]:
-        """The origins of the keys in a section, without the section's name."""
-        prefix = f"{section}."
-        return {k.removeprefix(prefix): v for k, v in self.origins.items() if k.startswith(prefix)}
-
-
-def file_settings(path: Path) -> list[Setting]:
-    """The settings of a YAML file. Raises ConfigError with file and line."""
-    mapping, lines = read_yaml(path)
-    return mapping_settings(mapping, lines)
-
-
-def mapping_settings(
-    mapping: Mapping[str, Any], lines: Mapping[tuple[str, ...], str], inside: tuple[str, ...] = ()
-) -> list[Setting]:
-    """The settings of a mapping in the form of run.yaml; its keys are `inside` another in the file of `lines`."""
-    settings = []
-    for section, value in mapping.items():
-        if value is None and section in PLAIN_SECTIONS:  # a section whose keys are all commented out
-            continue
-        if isinstance(value, dict) and (section in COMPONENT_SECTIONS or section in PLAIN_SECTIONS):
-            for key, inner in value.items():
-                where = lines[(*inside, section, key)]
-                settings.append(Setting(key=(section, key), value=inner, origin=where))
-        elif section in COMPONENT_SECTIONS and (isinstance(value, str) or value is None):
-            settings.append(Setting(key=(section, "name"), value=value, origin=lines[(*inside, section)]))
-        else:
-            settings.append(Setting(key=(section,), value=value, origin=lines[(*inside, section)]))
-    return settings
 
 
 def assignment(text: str, flag: str, section: str | None = None) -> Setting:
@@ -108,8 +63,6 @@ def assemble(layers: Iterable[Iterable[Setting]]) -> LoadedConfig:
     """
     given_layers = [list(layer) for layer in layers]
     if any(s.key == PRESET for layer in given_layers for s in layer):
-        from smollm3_finetune.config.preset import with_presets
-
         given_layers = with_presets(given_layers)
     values: dict[tuple[str, ...], Setting] = {}
     for given_layer in given_layers:

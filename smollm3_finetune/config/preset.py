@@ -8,13 +8,13 @@ preset that changes in a later version changes no run that was started with it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from smollm3_finetune.config.load import GIVEN, PRESET, LoadedConfig, Setting, assemble, file_settings
 from smollm3_finetune.config.preset_names import preset_file, preset_names
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS
+from smollm3_finetune.config.settings import GIVEN, PRESET, LoadedConfig, Setting, file_settings
 from smollm3_finetune.errors import (
     ConfigError,
     MissingRequirementError,
@@ -79,12 +79,6 @@ def _names(setting: Setting) -> list[str]:
         return []
     entries = value if isinstance(value, list | tuple) else str(value).split(",")
     return [name for name in (str(entry).strip() for entry in entries) if name and name != "none"]
-
-
-def without_preset_sections(loaded: LoadedConfig, sections: Collection[str]) -> LoadedConfig:
-    """The configuration without what presets set in these sections, which something else decides."""
-    kept = [s for s in loaded.settings if s.key[0] not in sections or not s.origin.startswith(ORIGIN)]
-    return loaded if len(kept) == len(loaded.settings) else assemble([kept])
 
 
 @contextlib.contextmanager

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
-from smollm3_finetune.config.preset import without_preset_sections
+from smollm3_finetune.config.preset import ORIGIN
 from smollm3_finetune.config.schema import ComponentConfig
 from smollm3_finetune.errors import ConfigError, ModelError, SmolLM3Error
 from smollm3_finetune.files.json import json_object, read_json
@@ -137,6 +137,12 @@ def started(stated: LoadedConfig) -> Started | None:
         stated=stated,
         origin=origin,
     )
+
+
+def without_preset_sections(loaded: LoadedConfig, sections: Collection[str]) -> LoadedConfig:
+    """The configuration without what presets set in these sections, which something else decides."""
+    kept = [s for s in loaded.settings if s.key[0] not in sections or not s.origin.startswith(ORIGIN)]
+    return loaded if len(kept) == len(loaded.settings) else assemble([kept])
 
 
 def earlier_of(run: RunDir, stated: str | None) -> StartFrom | None:

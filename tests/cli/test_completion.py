@@ -205,6 +205,42 @@ LINES = ("", "smollm3", "FOO=1 smollm3 tr", 'smollm3 train --data "', "smollm3 t
          "smollm3 train --quant", "smollm3 train -p no:")  # fmt: skip
 
 
+def test_names_that_could_end_an_answer_are_left_out(complete: Complete) -> None:
+    for name in ("good", "bad\nplain\tevil", "bad\tname", "\x1b[31mred"):
+        run = Path("runs", name)
+        run.mkdir(parents=True)
+        for file in ("run.yaml", "versions.json"):
+            (run / file).touch()
+    assert values(complete("smollm3 runs show ")) == ["runs/good"]
+
+
+def test_names_that_a_shell_would_expand_are_escaped_for_bash(complete: Complete) -> None:
+    run = Path("runs", "$(touch x)`*~{a,b}")
+    run.mkdir(parents=True)
+    for file in ("run.yaml", "versions.json"):
+        (run / file).touch()
+    (value,) = values(complete("smollm3 runs show ", "bash"))
+    done = subprocess.run(["bash", "-c", f"echo {value}"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{run}\n"
+
+
+def test_commands_that_are_built_in_need_no_plugin(complete: Complete, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the cache is read-only, so that the plugins would be imported for each Tab."""
+    monkeypatch.setattr("smollm3_finetune.cli.session.discovered", None)
+    assert values(complete("smollm3 train --see")) == ["--seed"]
+    assert values(complete("smollm3 runs sh")) == ["show"]
+
+
+@pytest.mark.parametrize(("line", "key"), [
+    ("export r --to safetensors --to-opt ", "dtype="), ("train --ship-as tens --ship-as-opt ", "grid="),
+    ("merge r --requantize tens --requantize-opt ", "grid="), ("train --adapter-opt ", None),
+    ("train --adapter full --adapter-opt ", "parameters="),
+])  # fmt: skip
+def test_options_of_other_kinds(line: str, key: str | None, complete: Complete, acme: Path) -> None:
+    found = values(complete(f"smollm3 {line}"))
+    assert key is None or key in found
+
+
 @pytest.mark.parametrize("line", LINES)
 def test_no_line_is_an_error(line: str, complete: Complete) -> None:
     complete(line)

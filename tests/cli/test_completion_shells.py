@@ -79,11 +79,12 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path, isolated: Path) -> 
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m smollm3_finetune.main "$@"\n')
     program.chmod(0o755)
     (tmp_path / "home").mkdir()
-    for name in ("20261101-tiny", "20261102 two words"):
+    for started, name in enumerate(("20261101-tiny", "20261102 two words"), start=1_000_000_000):
         run = isolated / "runs" / name
         run.mkdir(parents=True)
         (run / "run.yaml").touch()
         (run / "versions.json").touch()
+        os.utime(run / "run.yaml", (started, started))
     (isolated / "rows.jsonl").touch()
     path = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
     one = Terminal(
@@ -103,5 +104,5 @@ def test_tab_completes(terminal: Terminal) -> None:
     terminal.complete("smollm3 train --data ro", "--data rows.jsonl ")
     terminal.complete("smollm3 train --set data.path=ro", "--set data.path=rows.jsonl ")
     terminal.complete("smollm3 runs show runs/20261102", r"runs/20261102\ two\ words ")
-    listed = terminal.complete("smollm3 runs show runs/", "20261101-tiny", tabs=2)
-    assert listed.index("two") < listed.index("20261101-tiny")  # the newest first
+    listed = terminal.complete("smollm3 runs show runs/2026110", "20261101-tiny", tabs=2)
+    assert "two" in listed[: listed.index("20261101-tiny")]  # the newest first

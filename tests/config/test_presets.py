@@ -17,7 +17,7 @@ from smollm3_finetune.components.negotiation import environment, refusal
 from smollm3_finetune.components.registry import known_components
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, file_settings
-from smollm3_finetune.config.preset import preset_settings, preset_text, without_preset_sections
+from smollm3_finetune.config.preset import preset_settings, preset_text
 from smollm3_finetune.config.preset_names import preset_file, preset_names, preset_summaries
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS
 from smollm3_finetune.config.yaml12 import dump_yaml
@@ -25,6 +25,7 @@ from smollm3_finetune.errors import ConfigError, SmolLM3Error
 from smollm3_finetune.pipeline.configuration import layers
 from smollm3_finetune.pipeline.file import read_pipeline
 from smollm3_finetune.runs.resume import may_change
+from smollm3_finetune.runs.start_from import without_preset_sections
 from smollm3_finetune.sweep.file import read_sweep
 
 NAMES = preset_names()

@@ -56,7 +56,7 @@ HELPS += [["cache", v, "--help"] for v in ("list", "verify", "clean")]
 HELPS += [["runs", v, "--help"] for v in ("list", "show", "compare", "report", "prune")]
 HELPS += [["pipeline", v, "--help"] for v in ("run", "resume", "status")]
 HELPS += [["sweep", v, "--help"] for v in ("run", "resume", "status")]
-HELPS += [["config", v, "--help"] for v in ("show", "validate", "schema")]
+HELPS += [["config", v, "--help"] for v in ("show", "validate", "presets", "schema")]
 HELPS += [["data", v, "--help"] for v in ("preview", "stats")]
 
 
@@ -133,6 +133,9 @@ def test_train_help_stays_in_its_module_budget() -> None:
         ["plugins", "info", "none", "--device", "cuda"],
         ["config", "show"],
         ["config", "schema"],
+        ["config", "presets"],
+        ["config", "show", "--preset", "qlora"],
+        ["completion", "bash"],
         ["train", "--adapter", "full", "--quant", "none", "--help"],
     ],
     ids=" ".join,

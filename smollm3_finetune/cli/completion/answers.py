@@ -10,8 +10,8 @@ from click.shell_completion import CompletionItem, ShellComplete, split_arg_stri
 from smollm3_finetune.cli.completion import LINE, VARIABLE, WORD
 from smollm3_finetune.cli.completion.root import root_command
 
-UNSAFE = re.compile(r"[^\w./:=@%+,~*?{}\[\]-]")
-"""Characters that bash would not take as they are."""
+UNSAFE = re.compile(r"[^\w./:=@%+,-]")
+"""Characters that bash might not take as they are."""
 ASSIGNMENT = re.compile(r"\w+=")
 LONGEST = 200
 
@@ -41,9 +41,10 @@ class Completer(ShellComplete):
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
         command = next((a for a in args if not a.startswith("-")), None)
-        if command is not None and command not in self.root.summaries:
+        if command is not None and not self.root.has(command):
             return []
-        return super().get_completions(args, incomplete)
+        found = super().get_completions(args, incomplete)
+        return [item for item in found if str(item.value).isprintable()]  # a line break would end the answer
 
     def complete(self) -> str:
         args, incomplete = self.get_completion_args()
@@ -55,7 +56,7 @@ class Completer(ShellComplete):
         if item.type in ("file", "dir"):  # the shell looks for them: what is in their word before them is the text
             return "\t".join((item.type, value, self.inside + (item.help or "")))
         value = self.inside + value
-        help_text = " ".join((item.help or "").split())[:LONGEST]
+        help_text = "".join(c if c.isprintable() else " " for c in item.help or "")[:LONGEST]
         return "\t".join((item.type, self._as_in_bash(value) if self.shell == "bash" else value, help_text))
 
     def _as_in_bash(self, value: str) -> str:

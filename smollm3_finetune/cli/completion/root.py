@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from smollm3_finetune.cli import COMMANDS
 from smollm3_finetune.cli.completion.offered import offered
 from smollm3_finetune.cli.completion.stored import stored_command
 from smollm3_finetune.cli.completion.values import complete
@@ -30,36 +32,43 @@ class LightGroup(click.Group):
         super().__init__(*args, **values)
         self.summaries = summaries
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.summaries)
-
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-        if incomplete.startswith("-"):
-            return [_first_sentence(i) for i in click.Command.shell_complete(self, ctx, incomplete)]
-        return [CompletionItem(n, help=text) for n, text in self.summaries.items() if n.startswith(incomplete)]
+        return _commands_or_options(self, ctx, incomplete, lambda: self.summaries)
 
 
-class Root(LightGroup):
-    """`smollm3`: the built-in commands, and those of plugins."""
+class Root(click.Group):
+    """`smollm3`: the built-in commands, and those of plugins, which are looked for only if they matter."""
+
+    def summaries(self) -> dict[str, str]:
+        """All commands, the built-in ones first."""
+        of_plugins = {c.name: c.summary for c in offered().of("command") if c.name not in COMMANDS}
+        return {**{name: text for name, (_, text) in COMMANDS.items()}, **of_plugins}
+
+    def has(self, name: str) -> bool:
+        return name in COMMANDS or name in self.summaries()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.summaries:
-            return None
-        described = stored_command(cmd_name)
+        described = stored_command(cmd_name) if self.has(cmd_name) else None
         return None if described is None else light_command(cmd_name, described)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        return _commands_or_options(self, ctx, incomplete, self.summaries)
+
+
+def _commands_or_options(
+    group: click.Group, ctx: click.Context, incomplete: str, summaries: Callable[[], dict[str, str]]
+) -> list[CompletionItem[str]]:
+    if incomplete.startswith("-"):
+        return [_first_sentence(item) for item in click.Command.shell_complete(group, ctx, incomplete)]
+    return [CompletionItem(name, help=text) for name, text in summaries().items() if name.startswith(incomplete)]
 
 
 def root_command() -> Root:
-    from smollm3_finetune.cli import COMMANDS
-
-    summaries = {name: text for name, (_, text) in COMMANDS.items()}
-    for component in offered().of("command"):
-        summaries.setdefault(component.name, component.summary)
     flags = [
         click.Option(["--version"], is_flag=True, help="Show the version and exit."),
         click.Option(["-h", "--help"], is_flag=True, help="Show this message and exit."),
     ]
-    return Root("smollm3", summaries=summaries, params=flags, context_settings=SETTINGS, add_help_option=False)
+    return Root("smollm3", params=flags, context_settings=SETTINGS, add_help_option=False)
 
 
 def light_command(name: str, described: dict[str, Any]) -> click.Command:
