@@ -88,7 +88,7 @@ def trial(setting: Setting) -> dict[str, Any]:
         file.unlink(missing_ok=True)
         code, last = setting.run(
             ["-m", "smollm3_finetune.main", "doctor", "--try", "--device", setting.device, "--dtype", dtype,
-             "--report", str(file)]
+             "--timeout", "600", "--report", str(file)]
         )  # fmt: skip
         if not file.exists():
             faults.append(f"{dtype}: exit code {code}: {last}")

@@ -69,7 +69,7 @@ def qlora(device: str, work: Path) -> Found:
     memory = report["memory"].get("peak", 0) + report["memory"].get("floor", 0)
     wrong = [row["loss"] for row in found if not row["loss"] < 30]
     return {
-        "conditions": f"{shape.parameters / 1e9:.3g} billion parameters, {batch} × {length} tokens, {dtype}, "
+        "conditions": f"{shape.parameters / 1e6:.3g} million parameters, {batch} × {length} tokens, {dtype}, "
         "LoRA, gradient checkpointing",
         "fault": f"losses are not finite or too large: {wrong}" if wrong or len(found) != steps else None,
         "figures": [

@@ -122,6 +122,8 @@ class _Lane(threading.Thread):
                 except queue.Empty:
                     break
                 for pair in group:
+                    if self.stopped.is_set():  # and its process was ended
+                        return
                     self.found.put((pair, self._tried(pair)))
         except Exception as e:
             self.found.put(e)

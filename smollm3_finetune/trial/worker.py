@@ -46,14 +46,13 @@ def main() -> None:
     from smollm3_finetune.trial.measure import try_pair
     from smollm3_finetune.trial.training import Site
 
-    gc.collect()
-    gc.freeze()  # what was imported stays: examining it in each collection takes longer than a step of the run
     with tempfile.TemporaryDirectory(dir=about["work"]) as work:
         site = Site(registry=registry, plugins=plugins, device=device, dtype=dtype, work=Path(work))
         for line in sys.stdin:
             pair, began = json.loads(line), time.monotonic()
             quantizer, adapter = registry.find(QUANTIZER, pair["quantizer"]), registry.find(ADAPTER, pair["adapter"])
             found = try_pair(site, quantizer, adapter)
+            gc.freeze()  # what was imported stays: each collection would examine it, which takes longer than a step
             say(**found, seconds=round(time.monotonic() - began, 1))
 
 
