@@ -157,10 +157,11 @@ def _same_place(request: Request, url: str) -> bool:
 def _change(one: Resolved, requests: Sequence[Request], found: Mapping[str, InstalledDistribution]) -> Change:
     request, now = _request_of(one, requests), found.get(canonicalize_name(one.name))
     known = request.contents.version if request is not None and request.contents is not None else None
+    stated = request.version if request is not None else ""
     return Change(
         name=one.name,
         before=now.version if now is not None else None,
-        after=one.version or known or "",
+        after=one.version or known or stated,
         request=request,
     )
 

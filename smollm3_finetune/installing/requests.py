@@ -33,6 +33,8 @@ class Request:
     """What pip and uv get."""
     name: str | None
     """The canonical name of the distribution; None: only a build would tell."""
+    version: str = ""
+    """The version that the name of a file states."""
     is_name: bool = False
     """Whether a package index, or a folder of wheels, has to find it."""
     source: str = ""
@@ -126,10 +128,9 @@ def _url(url: str, name: str | None = None, text: str | None = None) -> Request:
         raise ConfigError(f"{url} has the scheme {parts.scheme!r}", hint=f"use one of: {', '.join(SCHEMES)}")
     if parts.scheme == "file":
         return _path(unquote(parts.path), copies=True)
-    if name is None:
-        file = unquote(parts.path.rpartition("/")[2])
-        name = _name_of_file(file)
-    return Request(text=text or url, argument=(text or url,), name=name, source=_without_secrets(url))
+    known, version = _of_file_name(unquote(parts.path.rpartition("/")[2]))
+    return Request(text=text or url, argument=(text or url,), name=name or known, version=version,
+                   source=_without_secrets(url))  # fmt: skip
 
 
 def _without_secrets(url: str) -> str:
@@ -137,12 +138,13 @@ def _without_secrets(url: str) -> str:
     return re.sub(r"://[^/@]+@", "://…@", url)
 
 
-def _name_of_file(file: str) -> str | None:
-    """The canonical name of the distribution of a wheel or a source archive."""
+def _of_file_name(file: str) -> tuple[str | None, str]:
+    """The canonical name and the version of the distribution of a wheel or a source archive."""
     try:
-        return parse_wheel_filename(file)[0] if file.endswith(".whl") else parse_sdist_filename(file)[0]
+        name, version, *_ = parse_wheel_filename(file) if file.endswith(".whl") else parse_sdist_filename(file)
     except ValueError:
-        return None
+        return None, ""
+    return name, str(version)
 
 
 def _path(text: str, copies: bool) -> Request:
@@ -166,8 +168,9 @@ def _path(text: str, copies: bool) -> Request:
     contents = of_wheel(path) if path.suffix == ".whl" else None
     if contents is not None and not contents.plugins:
         raise not_a_plugin(f"{contents.name} {contents.version} in {bare}", text)
-    name = contents.name if contents is not None else _name_of_file(path.name)
-    return Request(text=text, argument=(f"{path.absolute()}{wanted}",), source=bare, contents=contents,
+    known, version = _of_file_name(path.name)
+    name = contents.name if contents is not None else known
+    return Request(text=text, argument=(f"{path.absolute()}{wanted}",), source=bare, contents=contents, version=version,
                    name=canonicalize_name(name) if name else None)  # fmt: skip
 
 

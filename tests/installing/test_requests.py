@@ -148,7 +148,7 @@ def test_a_plugin_file_needs_no_installation(isolated: Path) -> None:
 def test_a_url_is_shown_without_its_password() -> None:
     request = parser().parse("https://user:secret@example.org/acme_rows-1.0-py3-none-any.whl")
     assert request.source == "https://…@example.org/acme_rows-1.0-py3-none-any.whl"
-    assert (request.name, request.argument[0].count("secret")) == ("acme-rows", 1)
+    assert (request.name, request.version, request.argument[0].count("secret")) == ("acme-rows", "1.0", 1)
 
 
 def test_independent_problems_are_reported_together() -> None:
