@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from smollm3_finetune.model.plan import ModelRequest
 
 
-LATER = {"given", "from", "fresh_adapter", "launcher", "optimizer", "tracker"}
+LATER = {"given", "from", "fresh_adapter", "launcher", "optimizer", "tracker", "preset"}
 """Keys that run.yaml of earlier versions does not have."""
 CODE_EXECUTION_OPTIONS = ("trust_remote_code", "pickle")
 """Loader options that are never taken from a run's file, because another person may have written it."""
