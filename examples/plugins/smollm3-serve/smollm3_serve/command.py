@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--device", metavar="NAME", help="auto, cpu, cuda, …")
 @click.option("--dtype", metavar="NAME", help="auto, float32, bfloat16, …")
 @click.pass_obj
-def serve(tools: CommandTools, model: str, host: str, port: int, **settings: Any) -> None:
+def serve(tools: CommandTools, /, model: str, host: str, port: int, **settings: Any) -> None:
     """Serve the model of a run, or any other model, on this machine. One request is answered at a time.
 
     \b
