@@ -109,7 +109,7 @@ class Tools:
         with stdout_to_stderr():
             planned = plan_training(
                 settings,
-                plugins=tuple(self.plugins),
+                plugins=self._of_runs(),
                 find_plugins=once(lambda names: find_plugins(names, False)),
                 progress=self.progress,
                 warn=say_warning,
@@ -119,6 +119,16 @@ class Tools:
             self.say(done.says)
             return self.run(planned.run.path)
         return self.run(done["run"])
+
+    def _of_runs(self) -> tuple[str, ...]:
+        """The plugins of `-p` without those that offer only commands: a run would ask for them ever after."""
+        from smollm3_finetune.cli.session import discovered
+        from smollm3_finetune.components.kinds import COMMAND
+        from smollm3_finetune.paths import user_path
+
+        offered = discovered(self.plugins).components
+        others = {o.origin.removeprefix("module ") for o in offered if o.kind is not COMMAND}
+        return tuple(p for p in self.plugins if p[:3] == "no:" or {p, str(user_path(p).resolve())} & others)
 
     def print(self, text: str) -> None:
         click.echo(text)

@@ -20,6 +20,7 @@ warnings.jsonl  the warnings that the run printed
 report.html     a page about the run
 launch.json     how a launcher continues the run: its settings and plugins; `.launched/` has the errors of its processes
 launcher/       what the launcher keeps, such as a job script and the number of the job
+trackers/       what trackers of plugins keep, each in a folder of its name
 cache.json      the cache entries that its base was loaded from; `smollm3 cache clean` keeps them
 """
 
@@ -60,6 +61,8 @@ LONGEST = 120
 LAUNCH, LAUNCHED, LAUNCHER = "launch.json", ".launched", "launcher"
 """What a launching process hands over, where the processes of the run write what ended them, and files of the launcher,
 such as the number of a job."""
+TRACKERS = "trackers"
+"""Files of trackers of plugins, in folders of their names."""
 OUTPUT = "--output DIR"
 BASE_UNFINISHED = ".base.smollm3-"
 """Begins the names that a merge into `base` uses until it is complete; see `model_files.output`."""
@@ -67,7 +70,7 @@ BEFORE_CHECKPOINT = {
     "run.yaml", "versions.json", "metrics.jsonl", "samples.jsonl", "before.json", "error.json", "checkpoints",
     "after.json", "tensorboard", CALIBRATION, USES, LOCK,
     "data.json", "origins.json", "warnings.jsonl", "report.html", "start", "reference.json", "base", LAUNCH, LAUNCHED,
-    LAUNCHER,
+    LAUNCHER, TRACKERS,
 }  # fmt: skip
 """The files of a run that has not saved a checkpoint yet."""
 

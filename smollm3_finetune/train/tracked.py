@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +40,8 @@ class TrackedJob:
         """End the tracker's run, also that of a tracker that failed."""
         opened, self.opened = self.opened, None
         if opened is not None:
-            self.calls.attempt(lambda: opened.end(state, self.report if state == "finished" else None))
+            report = copy.deepcopy(self.report) if state == "finished" else None
+            self.calls.attempt(lambda: opened.end(state, report))
 
 
 @contextlib.contextmanager

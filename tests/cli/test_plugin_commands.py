@@ -194,6 +194,15 @@ def test_a_run_is_trained_opened_and_asked_by_tools() -> None:
         tools.train({"adaptr": "full"})
 
 
+def test_a_run_does_not_record_a_file_that_offers_only_commands(
+    shout: Path, plugin_file: Callable[[str, str], Path]
+) -> None:
+    source = (Path(__file__).parents[2] / "examples" / "scale_adapter.py").read_text()
+    scale = plugin_file("scaling", source.replace("scale_adapter:", "scaling:"))
+    tools = Tools("mine", plugins=(str(shout), str(scale), "no:gptq"))
+    assert tools._of_runs() == (str(scale), "no:gptq")
+
+
 def test_what_does_not_exist_is_refused() -> None:
     tools = Tools("mine")
     with pytest.raises(ModelError, match="no-such-run"):

@@ -43,6 +43,9 @@ class Recording:
         self.options = options
 
     def open(self, run):
+        own = run.directory / "trackers" / "recording"
+        own.mkdir(parents=True, exist_ok=True)
+        (own / "kept.txt").write_text("x")
         self.write("open", name=run.name, first=run.first_step, total=run.total_steps,
                    configured=run.configuration["tracker"]["name"], exists=run.directory.is_dir())
         return self
@@ -121,6 +124,7 @@ def test_it_is_told_how_a_run_ended(
     assert cli("train", "-p", tracker, "--tracker", "recording", *QUICK).code != 0
     found = received()
     assert [r["what"] for r in found] == ["open", "log", "end"]
+    assert not list(Path("runs").iterdir()), "a run that has not begun leaves nothing, also of its tracker"
     assert (found[-1]["state"], found[-1]["report"]) == (state, None)
 
 
