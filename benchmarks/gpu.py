@@ -191,7 +191,8 @@ def main() -> int:
     began = time.monotonic()
     args.out = args.out.resolve()
     args.out.mkdir(parents=True, exist_ok=True)
-    setting = Setting(device=args.device, out=args.out, python_trl=args.python_trl, deadline=began + LIMIT)
+    python_trl = args.python_trl and args.python_trl.absolute()  # not resolved: it is a link in its environment
+    setting = Setting(device=args.device, out=args.out, python_trl=python_trl, deadline=began + LIMIT)
     code, last = setting.run(["-c", MACHINE, args.device])
     if code:
         print(f"the device {args.device} cannot be used here: {last}; to rehearse without a GPU: --device cpu")
