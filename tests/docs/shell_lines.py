@@ -19,7 +19,8 @@ OTHERS = {
     "git": "of the system", "cp": "of the system", "mkdir": "of the system", "curl": "of the system",
     "hf": "comes with huggingface-hub", "pre-commit": "installed by the line before it",
     "mlx_lm.generate": "comes with mlx-lm, which the tests of the plugin run",
-    "llama-cli": "comes with llama.cpp", "ollama": "another program",
+    "llama-cli": "comes with llama.cpp", "ollama": "another program", "docker": "another program",
+    "sha256sum": "of the system",
 }  # fmt: skip
 """Programs of which nothing is checked, each with the reason."""
 
