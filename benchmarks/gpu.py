@@ -66,7 +66,7 @@ class Setting:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return 124, f"stopped after {left:.0f} s: the time of all parts is used up"
-        return done.returncode, " ".join(done.stdout.strip().splitlines()[-3:])
+        return done.returncode, anonymous(" ".join(done.stdout.strip().splitlines()[-3:]))
 
     def child(self, script: str, *arguments: str) -> dict[str, Any]:
         """What a script wrote to the file of its option --json, or its fault."""
@@ -78,6 +78,14 @@ class Setting:
                 return {"fault": f"exit code {code}: {last}", "figures": []}
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return found
+
+
+def anonymous(text: str) -> str:
+    """The text without directories of this machine, because it is sent to others."""
+    for path in (str(ROOT), sys.prefix, sys.base_prefix, os.path.expanduser("~"), tempfile.gettempdir()):
+        if len(path) > 1:
+            text = text.replace(path, "…")
+    return text
 
 
 def trial(setting: Setting) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def test_the_table_names_the_card_beside_each_figure_and_shows_what_failed(bench
         "| gptq | **failed**: kernel a/b: off | | A Card 9000 |",
         "| fsdp | not run: this machine has 1 GPU | | A Card 9000 |",
     ]
+    assert benchmark("gpu").anonymous(f"File {BENCHMARKS}/gpu.py, {Path.home()}/x") == "File …/benchmarks/gpu.py, …/x"
     assert "rehearsal" in benchmark("gpu").page({**about, "rehearsal": True})
 
 
