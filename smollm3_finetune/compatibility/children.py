@@ -90,6 +90,7 @@ def answers() -> TextIO:
 
 
 def one_line(text: str) -> str:
-    """One line, without the names of temporary directories, which differ each time."""
+    """One line, without the names of temporary directories, which differ each time, and of the user's directory."""
     line = re.sub(re.escape(tempfile.gettempdir() + os.sep) + r"\w+" + re.escape(os.sep), "", " ".join(text.split()))
-    return line[:MESSAGE_LENGTH]
+    home = os.path.expanduser("~")
+    return (line.replace(home, "~") if len(home) > 1 else line)[:MESSAGE_LENGTH]

@@ -38,7 +38,17 @@ def test_the_table_names_the_card_beside_each_figure_and_shows_what_failed(bench
         "| gptq | **failed**: kernel a/b: off | | A Card 9000 |",
         "| fsdp | not run: this machine has 1 GPU | | A Card 9000 |",
     ]
+    assert benchmark("gpu").anonymous(f"File {BENCHMARKS}/gpu.py, {Path.home()}/x") == "File …/benchmarks/gpu.py, …/x"
     assert "rehearsal" in benchmark("gpu").page({**about, "rehearsal": True})
+
+
+def test_only_tests_that_passed_count(benchmark: Any, tmp_path: Path) -> None:
+    cases = (
+        "<testcase/><testcase><skipped/></testcase><testcase><failure/></testcase><testcase><system-out/></testcase>"
+    )
+    file = tmp_path / "junit.xml"
+    file.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>", encoding="utf-8")
+    assert benchmark("gpu").tests_passed(file) == 2
 
 
 def test_random_models_have_the_stated_number_of_weights(benchmark: Any, tmp_path: Path) -> None:
