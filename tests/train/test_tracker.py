@@ -101,7 +101,8 @@ def test_it_receives_a_run_and_its_continuation(cli: Cli, tracker: Path) -> None
     assert (first["first"], first["total"], [r["step"] for r in rows]) == (3, 4, [4, 4])
     assert last["state"] == "finished"
 
-    plan = cli("train", "--resume", "run", "--max-steps", "5", "--set", "tracker=null", "--dry-run", "--json").report()
+    without = ("--set", "tracker=null", "--dry-run", "--json")
+    plan = cli("train", "-p", tracker, "--resume", "run", "--max-steps", "5", *without).report()
     assert plan["config"]["tracker"] == {"name": None}
 
 
