@@ -66,7 +66,7 @@ def _parameter(param: click.Parameter) -> dict[str, Any]:
     }
 
 
-def _of_path(kind: click.ParamType) -> str:
+def _of_path(kind: Any) -> str:
     """A metavar that says which paths a value may be; empty if it is none."""
     if isinstance(kind, click.Path):
         return "FILE" if kind.file_okay else "DIR"
