@@ -15,7 +15,6 @@ from smollm3_finetune.api import Purpose
 from smollm3_finetune.components.discovery import discover
 from smollm3_finetune.components.kinds import KINDS, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, refusal
-from smollm3_finetune.components.registry import known_components
 from smollm3_finetune.components.selection import choose
 from smollm3_finetune.config.load import (
     LoadedConfig,
@@ -30,6 +29,7 @@ from smollm3_finetune.config.preset_names import preset_file, preset_names, pres
 from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, TrainConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
+from smollm3_finetune.installing.index import embedded_index
 from smollm3_finetune.pipeline.configuration import layers
 from smollm3_finetune.pipeline.file import read_pipeline
 from smollm3_finetune.runs.resume import may_change
@@ -79,7 +79,8 @@ def test_each_value_of_a_preset_cites_a_source_of_the_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_names_components_that_are_published_and_no_model_or_data(name: str) -> None:
-    known = {kind.section: {*known_components().get(kind.name, {}), "full", "sft"} for kind in KINDS}
+    published = [c for p in embedded_index().plugins if p.published for c in p.components]
+    known = {k.section: {"full", "sft", *(c.name for c in published if c.kind == k.name)} for k in KINDS}
     for one in preset_settings(name):
         if one.key[-1] == "name":
             assert one.value in known[one.key[0]]
