@@ -46,11 +46,9 @@ def store_command(name: str) -> dict[str, Any] | None:
 
 def _of_plugin(context: Any, name: str) -> Any:
     """The click command of a plugin. Raises what its use would raise."""
-    from smollm3_finetune.cli.plugin_command import add_debug, find_command
+    from smollm3_finetune.cli.plugin_command import command_of, find_command
 
-    command = find_command(context, name, (), ()).component.command()
-    add_debug(command)
-    return command
+    return command_of(find_command(context, name, (), ()).component)
 
 
 def _about() -> list[Any]:
