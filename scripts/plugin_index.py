@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, GROUP, PluginSelection, discover
-from smollm3_finetune.installing.index import FILE, FORMAT, IndexedComponent, IndexedPlugin
+from smollm3_finetune.components.registry import INDEX_FILE
+from smollm3_finetune.installing.index import FORMAT, IndexedComponent, IndexedPlugin
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"plugins": True, "examples/plugins": False}
@@ -60,5 +61,5 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(text(), encoding="utf-8")
-    print(f"{FILE}: {len(json.loads(FILE.read_text(encoding='utf-8'))['plugins'])} plugins")
+    INDEX_FILE.write_text(text(), encoding="utf-8")
+    print(f"{INDEX_FILE}: {len(json.loads(INDEX_FILE.read_text(encoding='utf-8'))['plugins'])} plugins")

@@ -31,8 +31,7 @@ class PluginCommand(click.Command):
 
         if not {"-h", "--help"} & {*ctx.args}:
             self._check_requirements()
-        command: click.Command = self.component.command()
-        add_debug(command)
+        command = command_of(self.component)
         about: dict[str, Any] = {"parent": ctx.parent, "obj": Tools(ctx.info_name or "", self.plugins)}
         with attributed(self.component), command.make_context(ctx.info_name, list(ctx.args), **about) as inner:
             command.invoke(inner)
@@ -47,6 +46,13 @@ class PluginCommand(click.Command):
         requires = self.component.spec.requires
         if requires.distributions or requires.accelerators:
             raise_all(list(requirement_problems(self.component.title, requires, guess_device())))
+
+
+def command_of(component: RegisteredComponent) -> click.Command:
+    """The click command of a component, with `--debug`. Raises PluginError if its factory is something else."""
+    command: click.Command = component.command()
+    add_debug(command)
+    return command
 
 
 def add_debug(command: click.Command) -> None:

@@ -12,6 +12,7 @@ from smollm3_finetune.components.registry import RegisteredComponent, Registry
 from smollm3_finetune.config.load import plain
 from smollm3_finetune.config.options import build
 from smollm3_finetune.config.schema import ComponentConfig
+from smollm3_finetune.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,21 @@ class SelectedComponent:
         """The options that differ from their defaults, as plain values."""
         usual, chosen = options_dict(self.component.options_class()()), options_dict(self.options)
         return {k: v for k, v in plain(chosen).items() if chosen[k] != usual.get(k)}
+
+
+def choose_named(
+    registry: Registry, kind: Kind, config: ComponentConfig, origins: Mapping[str, str]
+) -> SelectedComponent | None:
+    """The component that a section of the configuration names; None if it names none.
+
+    Raises ConfigError for options without a name, and what `choose` raises.
+    """
+    if config.name is not None:
+        return choose(registry, kind, config.name, config, origins)
+    if config.options:
+        key = f"{kind.section}.{next(iter(config.options))}"
+        raise ConfigError(f"{key} is set, but no {kind.name} is named", hint=f"{kind.flag} NAME")
+    return None
 
 
 def choose(

@@ -41,17 +41,15 @@ def command_of(arguments: Sequence[str]) -> tuple[click.Command, list[str]]:
 
 def _of_plugin(name: str, plugins: Sequence[str]) -> click.Command | None:
     """The command of a plugin, or None."""
-    from smollm3_finetune.cli.plugin_command import add_debug
+    from smollm3_finetune.cli.plugin_command import command_of
     from smollm3_finetune.cli.session import discovered
     from smollm3_finetune.components.kinds import COMMAND
     from smollm3_finetune.errors import SmolLM3Error
 
     try:
-        found: click.Command = discovered(plugins).find(COMMAND, name).command()
+        return command_of(discovered(plugins).find(COMMAND, name))
     except SmolLM3Error:
         return None
-    add_debug(found)
-    return found
 
 
 def unknown_options(arguments: Sequence[str], hint: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ from smollm3_finetune.components.kinds import ADAPTER, OPTIMIZER
 from smollm3_finetune.components.negotiation import missing_ops, refined, usable
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose_named
 from smollm3_finetune.config.load import LoadedConfig
 from smollm3_finetune.config.schema import DEFAULT_ADAPTER, TrainConfig
 from smollm3_finetune.errors import ConfigError, IncompatibleError, raise_all
@@ -21,22 +21,18 @@ WITHOUT = f"omit {OPTIMIZER.flag}"
 def select_optimizer(registry: Registry, loaded: LoadedConfig) -> SelectedComponent | None:
     """The optimizer that the configuration names; None: `train.optimizer` decides.
 
-    Raises ConfigError if both are set or options have no name, and what `choose` raises.
+    Raises ConfigError if both are set, and what `choose_named` raises.
     """
     config = loaded.config.optimizer
-    if config.name is None:
-        if config.options:
-            key = f"{OPTIMIZER.section}.{next(iter(config.options))}"
-            raise ConfigError(f"{key} is set, but no optimizer is named", hint=f"{OPTIMIZER.flag} NAME")
-        return None
     train, origin = loaded.config.train.optimizer, loaded.origins.get("train.optimizer", "")
-    if train != TrainConfig().optimizer or origin.startswith("-"):  # a saved configuration states the default
+    stated = train != TrainConfig().optimizer or origin.startswith("-")  # a saved configuration states the default
+    if config.name is not None and stated:
         raise ConfigError(
             f"{OPTIMIZER.flag} {config.name} and train.optimizer={train} cannot be used together: a run has one "
             "optimizer",
             hint=f"{WITHOUT}, or leave train.optimizer out",
         )
-    return choose(registry, OPTIMIZER, config.name, config, loaded.origins)
+    return choose_named(registry, OPTIMIZER, config, loaded.origins)
 
 
 def check_optimizer_fits(

@@ -6,23 +6,14 @@ from smollm3_finetune.api import Env
 from smollm3_finetune.components.kinds import TRACKER
 from smollm3_finetune.components.registry import Registry, attributed_to
 from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import SelectedComponent, choose
+from smollm3_finetune.components.selection import SelectedComponent, choose_named
 from smollm3_finetune.config.load import LoadedConfig
-from smollm3_finetune.errors import ConfigError, raise_all
+from smollm3_finetune.errors import raise_all
 
 
 def select_tracker(registry: Registry, loaded: LoadedConfig) -> SelectedComponent | None:
-    """The tracker that the configuration names, or None. Raises ConfigError for options without a name."""
-    config = loaded.config.tracker
-    if config.name is not None:
-        return choose(registry, TRACKER, config.name, config, loaded.origins)
-    if config.options:
-        key = f"{TRACKER.section}.{next(iter(config.options))}"
-        raise ConfigError(
-            f"{loaded.origins.get(key, key)}: an option of a tracker is set, but no tracker is named",
-            hint=f"{TRACKER.flag} NAME",
-        )
-    return None
+    """The tracker that the configuration names, or None. Raises what `choose_named` raises."""
+    return choose_named(registry, TRACKER, loaded.config.tracker, loaded.origins)
 
 
 def check_tracker(tracker: SelectedComponent, env: Env) -> None:

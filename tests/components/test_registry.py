@@ -13,9 +13,8 @@ import pytest
 
 from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, NoOptions, QuantizerSpec
 from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OPTIMIZER, QUANTIZER, Kind
 from smollm3_finetune.components.registry import (
-    KNOWN_FILE,
     PluginRecord,
     RegisteredComponent,
     Registry,
@@ -114,6 +113,7 @@ def test_a_mistyped_name_gets_a_suggestion_and_an_unknown_one_the_list() -> None
 
 def test_a_known_name_that_is_not_installed_gets_the_install_command() -> None:
     for kind, name, folder in (
+        (OPTIMIZER, "muon", "smollm3-muon"),
         (QUANTIZER, "bnb-4bit", "smollm3-bitsandbytes"),
         (ADAPTER, "lora", "smollm3-peft"),
         (LOADER, "gguf", "smollm3-gguf"),
@@ -134,10 +134,12 @@ def test_every_install_hint_points_to_an_existing_project() -> None:
     assert set(known_components()) <= kinds
     for names in known_components().values():
         for name in names.values():
-            project = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+            (file,) = (
+                f for above in ("plugins", "examples/plugins") for f in ROOT.glob(f"{above}/{name}/pyproject.toml")
+            )
+            project = tomllib.loads(file.read_text())["project"]
             assert name == project["name"]
             assert "smollm3_finetune" in project["entry-points"]
-    assert KNOWN_FILE.parent == ROOT / "smollm3_finetune" / "components"
 
 
 def _broken(distribution: str) -> PluginRecord:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from smollm3_finetune.components.registry import INDEX_FILE
 from smollm3_finetune.errors import ConfigError
-from smollm3_finetune.installing.index import FILE, embedded_index, parsed, plugin_index
+from smollm3_finetune.installing.index import embedded_index, parsed, plugin_index
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Any]
@@ -34,7 +35,7 @@ def test_the_file_is_what_the_script_writes() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
                           encoding="utf-8")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout == FILE.read_text(encoding="utf-8")
+    assert done.stdout == INDEX_FILE.read_text(encoding="utf-8")
 
 
 def test_every_folder_of_plugins_is_in_the_index() -> None:

@@ -25,6 +25,7 @@ VARIANTS = {
     "merges-undeclared": ("Delta", {**CORRECT, "merges": False}),
     "forgets-strength": ("ForgetsStrength", CORRECT),
     "forgets-momentum": ("ForgetsMomentum", CORRECT),
+    "forgets-frozen": ("ForgetsFrozen", CORRECT),
     "leaks": ("Leaks", {**CORRECT, "merges": False}),
     "never-disabled": ("NeverDisabled", CORRECT),
     "not-enabled-after-error": ("NotEnabledAfterError", CORRECT),
@@ -214,6 +215,25 @@ class BaseDrifts(Delta):
 
     def step(self, adapted):
         adapted.model.get_submodule("model.norm").weight.data *= 1.0001
+
+
+class ForgetsFrozen(Delta):
+    """Does not save a matrix that an optimizer has frozen, and restores it as it was at the start."""
+
+    def attach(self, base, ctx, total_steps):
+        self.attached = super().attach(base, ctx, total_steps)
+        return self.attached
+
+    def store(self, tensors, path):
+        deltas = self.attached.deltas
+        super().store({n: t for n, t in tensors.items() if deltas[n.removesuffix(".before")].requires_grad}, path)
+
+    def stored(self, path):
+        import collections
+
+        import torch
+
+        return collections.defaultdict(lambda: torch.zeros(()), super().stored(path))
 
 
 class GradientFactor(Delta):
