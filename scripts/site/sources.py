@@ -6,7 +6,6 @@ The files are not changed, and stay readable on GitHub. Each becomes one page, a
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -139,11 +138,3 @@ def relative(place: str, other: str) -> str:
 def toctree(places: list[str]) -> str:
     """The pages below a page, for the navigation beside the text."""
     return "```{toctree}\n:hidden:\n\n" + "".join(f"/{place}\n" for place in places) + "```\n" if places else ""
-
-
-def title_of(text: str) -> str:
-    """The first heading of a page."""
-    found = re.search(r"^# (.+)$", text, re.M)
-    if found is None:
-        raise ValueError("a page has no heading")
-    return found[1]
