@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Any]
 
 
-FORMATTER = {"kind": "formatter", "name": "acme", "aliases": ["rows-of-acme"], "summary": "tickets"}
+FORMATTER = {"kind": "formatter", "name": "acme", "aliases": ["rows-of-acme"], "summary": "parcels"}
 ACME = {"name": "acme-rows", "summary": "Rows of Acme.", "plugins": ["acme"], "components": [FORMATTER]}
 
 
@@ -72,7 +72,7 @@ def test_search_needs_every_word_and_puts_names_first(cli: Cli, tmp_path: Path) 
     assert rows[0]["name"] == "smollm3-gptq" and "smollm3-awq" in [r["name"] for r in rows]
     assert rows[0]["kinds"] == ["quantizer"] and rows[0]["install"] == "smollm3 plugins install smollm3-gptq"
     file = str(index_file(tmp_path, ACME))
-    shown = cli("plugins", "search", "TICKETS", "formatter", "--index", file).stdout
+    shown = cli("plugins", "search", "PARCELS", "formatter", "--index", file).stdout
     assert shown == (
         "acme-rows  formatter acme  (not installed)\n  Rows of Acme.\n  smollm3 plugins install acme-rows\n"
     )
