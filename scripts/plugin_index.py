@@ -13,7 +13,8 @@ import json
 from gallery.plugins import BUNDLED, EXAMPLES, Plugin, plugins
 
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION, GROUP
-from smollm3_finetune.installing.index import FILE, FORMAT, IndexedComponent, IndexedPlugin
+from smollm3_finetune.components.registry import INDEX_FILE
+from smollm3_finetune.installing.index import FORMAT, IndexedComponent, IndexedPlugin
 
 FOLDERS = {BUNDLED: True, EXAMPLES: False}
 """The folders of plugins, and whether their plugins are released with smollm3-finetune."""
@@ -45,5 +46,5 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(text(), encoding="utf-8")
-    print(f"{FILE}: {len(json.loads(FILE.read_text(encoding='utf-8'))['plugins'])} plugins")
+    INDEX_FILE.write_text(text(), encoding="utf-8")
+    print(f"{INDEX_FILE}: {len(json.loads(INDEX_FILE.read_text(encoding='utf-8'))['plugins'])} plugins")

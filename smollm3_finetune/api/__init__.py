@@ -146,7 +146,6 @@ from smollm3_finetune.api.optimizing import (
     OptimizerMaker,
     Role,
     TrainedParameter,
-    labels_roles,
 )
 from smollm3_finetune.api.parameters import load_parameters, restore_parameters, save_parameters
 from smollm3_finetune.api.processes import run_processes
@@ -309,7 +308,6 @@ __all__ = [
     "has_supervised_logits",
     "hookimpl",
     "is_resource_error",
-    "labels_roles",
     "layer_shapes",
     "layers_to_adapt",
     "layers_to_quantize",

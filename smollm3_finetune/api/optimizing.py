@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from smollm3_finetune.api.models import Adapted
-
 
 class Role(StrEnum):
     """What a trained parameter does in its layer."""
@@ -85,8 +83,3 @@ class LabelingAdapted(Protocol):
     def parameter_roles(self) -> Mapping[str, Role]:
         """The role of each parameter, by its name in `model`; those left out get a role from their shape and place."""
         ...
-
-
-def labels_roles(adapted: Adapted) -> bool:
-    """Whether an adapter states the roles of its parameters."""
-    return isinstance(adapted, LabelingAdapted)

@@ -104,11 +104,7 @@ def _commands_of_plugins() -> list[tuple[str, str]]:
     from smollm3_finetune.components.snapshot import read_snapshot
 
     snapshot = read_snapshot()
-    offered = snapshot.of("command") if snapshot is not None else []
-    names = [one.name for one in offered]
-    return [
-        (one.name if names.count(one.name) == 1 else f"{one.distribution}:{one.name}", one.summary) for one in offered
-    ]
+    return [(name, one.summary) for name, one in snapshot.named("command")] if snapshot is not None else []
 
 
 @click.group(

@@ -99,7 +99,7 @@ class Tools:
         from smollm3_finetune.api import Submitted
         from smollm3_finetune.components.registry import once
         from smollm3_finetune.config.load import mapping_settings
-        from smollm3_finetune.launching.start import carry_out
+        from smollm3_finetune.launching.start import carry_out, remember_memory
         from smollm3_finetune.model.arguments import plain
         from smollm3_finetune.train import display
         from smollm3_finetune.train.start import plan_training
@@ -117,8 +117,9 @@ class Tools:
             done = carry_out(planned, display.for_stream(), self.progress, began)
         if isinstance(done, Submitted):
             self.say(done.says)
-            return self.run(planned.run.path)
-        return self.run(done["run"])
+        else:
+            remember_memory(planned, done)
+        return self.run(planned.run.path)
 
     def _of_runs(self) -> tuple[str, ...]:
         """The plugins of `-p` without those that offer only commands: a run would ask for them ever after."""

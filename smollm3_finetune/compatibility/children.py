@@ -56,7 +56,7 @@ class Child:
         code = self.process.wait()
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         last = (self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
-        return f"the process ended with {how}: {last}"
+        return one_line(f"the process ended with {how}: {last}")
 
     def end(self) -> None:
         self.process.kill()
@@ -90,7 +90,12 @@ def answers() -> TextIO:
 
 
 def one_line(text: str) -> str:
-    """One line, without the names of temporary directories, which differ each time, and of the user's directory."""
-    line = re.sub(re.escape(tempfile.gettempdir() + os.sep) + r"\w+" + re.escape(os.sep), "", " ".join(text.split()))
+    """One line, without the names of temporary directories, which differ each time, and of the user's directory.
+
+    Characters that a terminal obeys, such as those of colors, are left out.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    line = "".join(c for c in " ".join(text.split()) if c.isprintable())
+    line = re.sub(re.escape(tempfile.gettempdir() + os.sep) + r"\w+" + re.escape(os.sep), "", line)
     home = os.path.expanduser("~")
     return (line.replace(home, "~") if len(home) > 1 else line)[:MESSAGE_LENGTH]

@@ -31,7 +31,8 @@ from smollm3_finetune.errors import (
 from smollm3_finetune.model_files.imports import quick_imports
 
 T = TypeVar("T")
-KNOWN_FILE = Path(__file__).with_name("known_components.json")
+INDEX_FILE = Path(__file__).parents[1] / "installing" / "index.json"
+"""The plugins of this project and what each offers; `scripts/plugin_index.py` writes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +284,12 @@ def _claims(component: RegisteredComponent, subject: Any) -> bool:
 
 def known_components() -> dict[str, dict[str, str]]:
     """For each kind, the names of this project's components and the distribution of each; see `install_command`."""
-    known: dict[str, dict[str, str]] = json.loads(KNOWN_FILE.read_text(encoding="utf-8"))
+    plugins = json.loads(INDEX_FILE.read_text(encoding="utf-8"))["plugins"]
+    known: dict[str, dict[str, str]] = {}
+    for plugin in sorted(plugins, key=lambda p: not p["published"]):
+        for component in plugin["components"]:
+            for name in (component["name"], *component["aliases"]):
+                known.setdefault(component["kind"], {}).setdefault(name, plugin["name"])
     return known
 
 
@@ -423,7 +429,8 @@ class Registry:
         if distribution and distribution not in {r.distribution for r in self.plugins}:
             offering = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}
             near = did_you_mean(distribution, sorted(offering))
-            hint = f"pip install {distribution}, or for a plugin of your own: -p {distribution}.py or -p {distribution}"
+            own = f"for a plugin of your own: -p {distribution}.py or -p {distribution}"
+            hint = f"{install_command(distribution)}, or {own}"
             return UnknownComponentError(
                 f"the {kind.name} {name!r} is not installed", hint=f"did you mean '{near}:{bare}'?" if near else hint
             )

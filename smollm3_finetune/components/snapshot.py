@@ -93,6 +93,12 @@ class Snapshot:
         """The components of a kind, sorted by name and distribution."""
         return sorted((c for c in self.components if c.kind == kind), key=lambda c: (c.name, c.distribution))
 
+    def named(self, kind: str) -> list[tuple[str, OfferedComponent]]:
+        """The components of a kind by the words that name them: with the distribution where several have one name."""
+        found = self.of(kind)
+        names = [c.name for c in found]
+        return [(c.name if names.count(c.name) == 1 else f"{c.distribution}:{c.name}", c) for c in found]
+
 
 def disabled_by_environment() -> tuple[bool, frozenset[str]]:
     """`SMOLLM3_DISABLE_PLUGINS`: whether it disables all plugins, and the names of those that it disables."""

@@ -69,7 +69,15 @@ def with_presets(layers: Sequence[Sequence[Setting]]) -> list[list[Setting]]:
                 "value",
                 hint=f"omit {stated[-1].origin}",
             )
+    if _names_optimizer(layers):  # then the run has no other
+        below = [[s for s in layer if s.key != ("train", "optimizer")] for layer in below]
     return [*below, *([replace(s, given=False) if s.key == PRESET else s for s in layer] for layer in layers)]
+
+
+def _names_optimizer(layers: Sequence[Sequence[Setting]]) -> bool:
+    """Whether these layers name the optimizer of a plugin."""
+    named = [s.value for layer in layers for s in layer if s.key == ("optimizer", "name")]
+    return bool(named) and named[-1] is not None
 
 
 def _names(setting: Setting) -> list[str]:

@@ -39,11 +39,6 @@ class LoadedConfig:
     def origin(self, key: str) -> str:
         return self.origins.get(key, DEFAULT)
 
-    def section_origins(self, section: str) -> dict[str, str]:
-        """The origins of the keys in a section, without the section's name."""
-        prefix = f"{section}."
-        return {k.removeprefix(prefix): v for k, v in self.origins.items() if k.startswith(prefix)}
-
 
 def file_settings(path: Path) -> list[Setting]:
     """The settings of a YAML file. Raises ConfigError with file and line."""

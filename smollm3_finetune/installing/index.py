@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 
 from smollm3_finetune.components.contract import NAME
 from smollm3_finetune.components.kinds import KINDS
+from smollm3_finetune.components.registry import INDEX_FILE
 from smollm3_finetune.errors import ConfigError, did_you_mean
 
-FILE = Path(__file__).with_name("index.json")
 FORMAT = 1
 DISTRIBUTION = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 KIND_NAMES = tuple(k.name for k in KINDS)
@@ -133,7 +133,7 @@ def _text(plugin: IndexedPlugin) -> str:
 
 def embedded_index() -> PluginIndex:
     """The index in this package."""
-    return parsed(FILE.read_text(encoding="utf-8"), str(FILE))
+    return parsed(INDEX_FILE.read_text(encoding="utf-8"), str(INDEX_FILE))
 
 
 def plugin_index(newer: str | None = None) -> PluginIndex:

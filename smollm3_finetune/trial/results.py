@@ -32,6 +32,8 @@ from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.writing import write_text
 
 FORMAT, KIND = 1, "smollm3 trial"
+LARGEST = 1e18
+"""No figure is as large."""
 
 
 class Step(StrEnum):
@@ -163,9 +165,7 @@ def _cell(about: Any) -> Tried:
     names = {name: _of(about, name, str) for name in ("quantizer", "adapter")}
     if wrong := next((n for n, full in names.items() if not full.partition(":")[2]), None):
         raise ValueError(f"{wrong!r} must be 'distribution:name', not {names[wrong]!r}")
-    sentence = about.get("sentence")
-    if not isinstance(sentence, str | None):
-        raise TypeError(f"'sentence' must be text, not {sentence!r}")
+    sentence = None if about.get("sentence") is None else _of(about, "sentence", str)
     values: dict[str, tuple[Any, ...]] = {
         "steps": (bool, type(None)),
         "figures": (int, float, type(None)),
@@ -173,14 +173,21 @@ def _cell(about: Any) -> Tried:
     }
     found = {name: _of(about, name, Mapping) for name in values}
     for name, kinds in values.items():
-        if not all(isinstance(v, kinds) for v in found[name].values()):
-            raise TypeError(f"{name!r} must map names to values, not {found[name]!r}")
+        if not all(isinstance(v, kinds) and _can_be_shown(v) for v in found[name].values()):
+            raise TypeError(f"{name!r} must map names to values, not {str(found[name])[:60]!r}")
     status = Status(_of(about, "status", str))
     return Tried(**names, **found, status=status, sentence=sentence, seconds=float(_of(about, "seconds", int | float)))
 
 
 def _of(about: Mapping[str, Any], name: str, kind: Any) -> Any:
     value = about[name]
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or not _can_be_shown(value):
         raise TypeError(f"{name!r} has a wrong value: {str(value)[:60]!r}")
     return value
+
+
+def _can_be_shown(value: Any) -> bool:
+    """Whether a text has no character that a terminal obeys, and a number is one that can be shown."""
+    if isinstance(value, str):
+        return value.isprintable()
+    return not isinstance(value, int | float) or -LARGEST < value < LARGEST

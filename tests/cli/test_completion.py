@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from smollm3_finetune.cli import COMMANDS
+from smollm3_finetune.cli import COMMANDS, cli
 from smollm3_finetune.cli.completion import LINE, SHELLS, VARIABLE, WORD
 from smollm3_finetune.cli.completion.answers import answer
 from smollm3_finetune.cli.completion.install import BASH_COMPLETION, place_for, script
@@ -42,7 +42,19 @@ def smollm3_quantizers():
 
 @hookimpl
 def smollm3_commands():
-    return [CommandSpec(name="hello", summary="say hello", factory="acme.hello:hello", api=2)]
+    return [CommandSpec(name="hello", aliases=("hi",), summary="say hello", factory="acme.hello:hello", api=2),
+            CommandSpec(name="broken", summary="has no code", factory="acme.hello:none", api=2)]
+"""
+HELLO = """
+import click
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@click.option("--tone", type=click.Choice(["warm", "dry"]), help="The tone.")
+@click.option("--quant", help="A quantizer.")
+@click.option("--list", type=click.Path(), help="A file of names.")
+def hello(**values):
+    pass
 """
 Complete = Callable[..., list[tuple[str, str, str]]]
 
@@ -65,7 +77,7 @@ def complete(monkeypatch: pytest.MonkeyPatch) -> Iterator[Complete]:
 
 @pytest.fixture
 def acme(fake_distribution: Callable[..., Path]) -> Path:
-    return fake_distribution("acme", "1.0", {"acme.hooks": HOOKS}, {"acme": "acme.hooks"})
+    return fake_distribution("acme", "1.0", {"acme.hooks": HOOKS, "acme.hello": HELLO}, {"acme": "acme.hooks"})
 
 
 def values(found: list[tuple[str, str, str]]) -> list[str]:
@@ -171,6 +183,39 @@ def test_names_of_plugins(complete: Complete, acme: Path) -> None:
 
 def test_commands_of_plugins_are_offered_with_the_others(complete: Complete, acme: Path) -> None:
     assert ("plain", "hello", "say hello") in complete("smollm3 ")
+
+
+@pytest.mark.parametrize("name", ["hello", "hi"])
+def test_the_command_of_a_plugin_is_completed_as_those_of_core(name: str, complete: Complete, acme: Path) -> None:
+    assert values(complete(f"smollm3 {name} --")) == ["--tone", "--quant", "--list", "--debug", "--help"]
+    assert values(complete(f"smollm3 {name} --tone ")) == ["warm", "dry"]
+    assert "tens" in values(complete(f"smollm3 {name} --quant "))
+    assert complete(f"smollm3 {name} --list x") == [("file", "x", "")]
+    Path("runs/mine").mkdir(parents=True)
+    for file in ("run.yaml", "versions.json"):
+        Path("runs/mine", file).touch()
+    assert values(complete(f"smollm3 {name} ")) == ["runs/mine"]
+
+
+def test_a_command_that_cannot_be_imported_has_nothing_to_complete(complete: Complete, acme: Path) -> None:
+    assert complete("smollm3 broken ") == complete("smollm3 broken --") == []
+
+
+def test_two_commands_with_one_name_are_told_apart(
+    complete: Complete, acme: Path, fake_distribution: Callable[..., Path]
+) -> None:
+    modules = {"other.hooks": HOOKS.replace("acme.", "other."), "other.hello": HELLO.replace("--tone", "--voice")}
+    fake_distribution("other", "1.0", modules, {"other": "other.hooks"})
+    assert {"acme:hello", "other:hello"} < {*values(complete("smollm3 "))}
+    assert "--voice" in values(complete("smollm3 other:hello --"))
+
+
+def test_options_before_the_command(complete: Complete, acme: Path) -> None:
+    found = values(complete("smollm3 -"))
+    assert found == [flag for p in cli.params for flag in p.opts] + ["-h", "--help"]
+    assert complete("smollm3 -p my") == [("file", "my", "")]
+    assert values(complete("smollm3 -p my.py ")) == ["broken", "hello"], "built-in commands take -p after their name"
+    assert values(complete("smollm3 --plugin my.py hello --to")) == ["--tone"]
 
 
 def test_all_presets_are_offered_with_their_first_lines(complete: Complete) -> None:

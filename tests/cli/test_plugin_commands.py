@@ -120,7 +120,7 @@ def test_an_unknown_command_is_compared_with_all(cli: Cli, shout: Path, name: st
 def test_a_known_command_that_is_not_installed_has_an_install_hint(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     known = {**registry.known_components(), "command": {"host": "smollm3-host"}}
     monkeypatch.setattr(registry, "known_components", lambda: known)
-    assert cli("host").stderr == "error: the command 'host' is not installed\n  hint: pip install smollm3-host\n"
+    assert cli("host").stderr == "error: the command 'host' is not installed\n  hint: smollm3 plugins install host\n"
     assert "did you mean 'host'?" in cli("hots").stderr
 
 

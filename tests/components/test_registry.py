@@ -13,9 +13,8 @@ import pytest
 
 from smollm3_finetune.api import AdapterSpec, FormatterSpec, LoaderSpec, NoOptions, QuantizerSpec
 from smollm3_finetune.components.discovery import PluginSelection, discover
-from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, QUANTIZER, Kind
+from smollm3_finetune.components.kinds import ADAPTER, FORMATTER, KINDS, LOADER, OPTIMIZER, QUANTIZER, Kind
 from smollm3_finetune.components.registry import (
-    KNOWN_FILE,
     PluginRecord,
     RegisteredComponent,
     Registry,
@@ -47,7 +46,9 @@ TWO = Registry(
 def test_a_full_name_that_is_not_installed_shows_how_to_install_it() -> None:
     with pytest.raises(UnknownComponentError, match="the quantizer 'kernels:int3' is not installed") as caught:
         TWO.find(QUANTIZER, "kernels:int3")
-    assert caught.value.hint == "pip install kernels, or for a plugin of your own: -p kernels.py or -p kernels"
+    assert caught.value.hint == (
+        "smollm3 plugins install kernels, or for a plugin of your own: -p kernels.py or -p kernels"
+    )
     with pytest.raises(UnknownComponentError) as caught:
         TWO.find(QUANTIZER, "acmee:int8")
     assert caught.value.hint == "did you mean 'acme:int8'?"
@@ -114,6 +115,7 @@ def test_a_mistyped_name_gets_a_suggestion_and_an_unknown_one_the_list() -> None
 
 def test_a_known_name_that_is_not_installed_gets_the_install_command() -> None:
     for kind, name, folder in (
+        (OPTIMIZER, "muon", "smollm3-muon"),
         (QUANTIZER, "bnb-4bit", "smollm3-bitsandbytes"),
         (ADAPTER, "lora", "smollm3-peft"),
         (LOADER, "gguf", "smollm3-gguf"),
@@ -134,10 +136,12 @@ def test_every_install_hint_points_to_an_existing_project() -> None:
     assert set(known_components()) <= kinds
     for names in known_components().values():
         for name in names.values():
-            project = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+            (file,) = (
+                f for above in ("plugins", "examples/plugins") for f in ROOT.glob(f"{above}/{name}/pyproject.toml")
+            )
+            project = tomllib.loads(file.read_text())["project"]
             assert name == project["name"]
             assert "smollm3_finetune" in project["entry-points"]
-    assert KNOWN_FILE.parent == ROOT / "smollm3_finetune" / "components"
 
 
 def _broken(distribution: str) -> PluginRecord:

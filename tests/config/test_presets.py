@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,21 @@ from smollm3_finetune.api import Purpose
 from smollm3_finetune.components.discovery import discover
 from smollm3_finetune.components.kinds import KINDS, QUANTIZER
 from smollm3_finetune.components.negotiation import environment, refusal
-from smollm3_finetune.components.registry import known_components
 from smollm3_finetune.components.selection import choose
-from smollm3_finetune.config.load import LoadedConfig, Setting, as_dict, assemble, file_settings
+from smollm3_finetune.config.load import (
+    LoadedConfig,
+    Setting,
+    as_dict,
+    assemble,
+    file_settings,
+    mapping_settings,
+)
 from smollm3_finetune.config.preset import preset_settings, preset_text
 from smollm3_finetune.config.preset_names import preset_file, preset_names, preset_summaries
-from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS
+from smollm3_finetune.config.schema import COMPONENT_SECTIONS, PLAIN_SECTIONS, TrainConfig
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
+from smollm3_finetune.installing.index import embedded_index
 from smollm3_finetune.pipeline.configuration import layers
 from smollm3_finetune.pipeline.file import read_pipeline
 from smollm3_finetune.runs.resume import may_change
@@ -71,7 +79,8 @@ def test_each_value_of_a_preset_cites_a_source_of_the_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_preset_names_components_that_are_published_and_no_model_or_data(name: str) -> None:
-    known = {kind.section: {*known_components().get(kind.name, {}), "full", "sft"} for kind in KINDS}
+    published = [c for p in embedded_index().plugins if p.published for c in p.components]
+    known = {k.section: {"full", "sft", *(c.name for c in published if c.kind == k.name)} for k in KINDS}
     for one in preset_settings(name):
         if one.key[-1] == "name":
             assert one.value in known[one.key[0]]
@@ -125,6 +134,18 @@ def test_everything_that_a_user_sets_is_above_a_preset() -> None:
     assert (loaded.config.adapter.name, dict(loaded.config.adapter.options)) == ("full", {})
     assert loaded.config.train.max_grad_norm == 0.3
     assert loaded.origin("train.max_grad_norm") == "preset qlora"
+
+
+def test_the_optimizer_of_a_plugin_replaces_that_of_a_preset() -> None:
+    loaded = with_preset("qlora", setting("optimizer.name", "mine"))
+    assert (loaded.config.train.optimizer, loaded.origin("train.optimizer")) == (TrainConfig().optimizer, "default")
+    assert loaded.origin("train.schedule") == "preset qlora"
+    again = assemble([mapping_settings(as_dict(loaded.config), defaultdict(lambda: "run.yaml:1"))])
+    assert again.config.train == loaded.config.train
+    for without in (with_preset("qlora"), with_preset("qlora", setting("optimizer.name", None))):
+        assert without.config.train.optimizer == "paged_adamw_32bit"
+    own = with_preset("qlora", setting("optimizer.name", "mine"), setting("train.optimizer", "sgd"))
+    assert own.config.train.optimizer == "sgd", "both are the user's: planning refuses them"
 
 
 def test_of_several_presets_the_later_one_wins() -> None:

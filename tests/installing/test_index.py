@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from smollm3_finetune.components.registry import INDEX_FILE
 from smollm3_finetune.errors import ConfigError
-from smollm3_finetune.installing.index import FILE, embedded_index, parsed, plugin_index
+from smollm3_finetune.installing.index import embedded_index, parsed, plugin_index
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Any]
@@ -34,7 +35,7 @@ def test_the_file_is_what_the_script_writes() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
                           encoding="utf-8")  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout == FILE.read_text(encoding="utf-8")
+    assert done.stdout == INDEX_FILE.read_text(encoding="utf-8")
 
 
 def test_every_folder_of_plugins_is_in_the_index() -> None:
@@ -72,7 +73,7 @@ def test_search_needs_every_word_and_puts_names_first(cli: Cli, tmp_path: Path) 
     assert rows[0]["name"] == "smollm3-gptq" and "smollm3-awq" in [r["name"] for r in rows]
     assert rows[0]["kinds"] == ["quantizer"] and rows[0]["install"] == "smollm3 plugins install smollm3-gptq"
     file = str(index_file(tmp_path, ACME))
-    shown = cli("plugins", "search", "PARCELS", "formatter", "--index", file).stdout
+    shown = cli("plugins", "search", "ACME", "formatter", "--index", file).stdout
     assert shown == (
         "acme-rows  formatter acme  (not installed)\n  Rows of Acme.\n  smollm3 plugins install acme-rows\n"
     )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune import finetune
+from smollm3_finetune.cli.tools import Tools
 from smollm3_finetune.memory import predictor
 
 INSIDE = str(Path(__file__).parents[1] / "out_of_tree" / "inside_launcher.py")
@@ -31,6 +32,10 @@ def by_command(cli: Cli) -> None:
     assert cli("train", "--config", "run.yaml").code == 0
 
 
+def by_command_of_a_plugin(cli: Cli) -> None:
+    Tools("mine").train(SETTINGS)
+
+
 def by_stage(cli: Cli) -> None:
     Path("stages.yaml").write_text(json.dumps({"output": "out", "stages": [{"name": "first", **SETTINGS}]}))
     assert cli("pipeline", "run", "stages.yaml").code == 0
@@ -43,7 +48,12 @@ def by_launcher(cli: Cli) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="anonymous memory is measured on Linux")
 @pytest.mark.parametrize(
-    "start", [by_function, by_launcher, *(pytest.param(f, marks=pytest.mark.long) for f in (by_command, by_stage))]
+    "start",
+    [
+        by_function,
+        by_launcher,
+        *(pytest.param(f, marks=pytest.mark.long) for f in (by_command, by_command_of_a_plugin, by_stage)),
+    ],
 )
 def test_a_finished_run_is_remembered_once(
     cli: Cli, start: Callable[[Cli], None], monkeypatch: pytest.MonkeyPatch

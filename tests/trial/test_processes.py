@@ -26,7 +26,8 @@ for line in sys.stdin:
     if name == "hangs":
         time.sleep(60)
     if name == "dies":
-        print("the last words", file=sys.stderr, flush=True)
+        home = os.path.expanduser("~")
+        print(chr(27) + f"[31mthe last words{chr(27)}[0m of {home}/file", file=sys.stderr, flush=True)
         os.kill(os.getpid(), 9)
     print(json.dumps({"status": "works", "sentence": None, "steps": {"load": True}, "figures": {}, "seconds": 0.1}),
           flush=True)
@@ -51,7 +52,7 @@ def test_a_process_that_dies_or_hangs_ends_only_its_pair(fake_distribution: Any)
         ("plain", Status.WORKS), ("hangs", Status.FAILS), ("dies", Status.FAILS), ("last", Status.WORKS),
     ]  # fmt: skip
     sentences = {c.names[0]: c.sentence or "" for c in found.cells}
-    assert sentences["dies"] == "the process ended with signal 9: the last words"
+    assert sentences["dies"] == "the process ended with signal 9: the last words of ~/file"
     assert sentences["hangs"] == "timed out after 1 s"
     assert len(said) == 4
     assert found.machine == {"device": "cpu", "name": "a machine"}

@@ -79,7 +79,12 @@ def without(name: str) -> str:
         (damaged(status="fine"), "'fine' is not a valid Status"),
         (damaged(figures={"gradients": "small"}), "'figures' must map names to values"),
         (damaged(quantizer="none"), "must be 'distribution:name', not 'none'"),
-        (damaged(sentence=3), "'sentence' must be text"),
+        (damaged(sentence=3), "'sentence' has a wrong value: '3'"),
+        (damaged(sentence="\x1b[2Jgone"), "'sentence' has a wrong value"),
+        (damaged(machine={"device": "cpu", "name": "a\nb"}), "'name' has a wrong value"),
+        (damaged(figures={"memory": 10**400}), "'figures' must map names to values"),
+        (damaged(figures={"memory": float("inf")}), "'figures' must map names to values"),
+        (damaged(seconds=float("nan")), "'seconds' has a wrong value"),
         (without("steps"), "it has no 'steps'"),
     ],
 )

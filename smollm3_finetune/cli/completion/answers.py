@@ -40,7 +40,7 @@ class Completer(ShellComplete):
         return words[1:], incomplete
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[str]]:
-        command = next((a for a in args if not a.startswith("-")), None)
+        command = _command_in(args)
         if command is not None and not self.root.has(command):
             return []
         found = super().get_completions(args, incomplete)
@@ -69,6 +69,17 @@ class Completer(ShellComplete):
         breaks = [c for c in "=:" if c in os.environ.get("COMP_WORDBREAKS", "=:")]
         cut = max((incomplete[0].rfind(c) + 1 for c in breaks), default=0) if incomplete else 0
         return UNSAFE.sub(lambda m: f"\\{m[0]}", value[cut:])
+
+
+def _command_in(args: list[str]) -> str | None:
+    """The first word that is neither an option nor the file of `-p`."""
+    words = iter(args)
+    for word in words:
+        if word in ("-p", "--plugin"):
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return None
 
 
 def answer(instruction: str) -> str:

@@ -61,9 +61,16 @@ def _parameter(param: click.Parameter) -> dict[str, Any]:
         "hidden": option is not None and option.hidden,
         "nargs": param.nargs,
         "help": option.help or "" if option is not None else "",
-        "metavar": param.metavar or "",
+        "metavar": param.metavar or _of_path(param.type),
         "choices": choices,
     }
+
+
+def _of_path(kind: Any) -> str:
+    """A metavar that says which paths a value may be; empty if it is none."""
+    if isinstance(kind, click.Path):
+        return "FILE" if kind.file_okay else "DIR"
+    return "FILE" if isinstance(kind, click.File) else ""
 
 
 def listed_values(annotation: Any) -> tuple[str, ...]:

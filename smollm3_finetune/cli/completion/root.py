@@ -9,12 +9,14 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from smollm3_finetune.cli import COMMANDS
-from smollm3_finetune.cli.completion.offered import offered
+from smollm3_finetune.cli import COMMANDS, cli
+from smollm3_finetune.cli.completion.offered import named, offered
 from smollm3_finetune.cli.completion.stored import stored_command
 from smollm3_finetune.cli.completion.values import complete
 
 SETTINGS = {"help_option_names": [], "ignore_unknown_options": True, "allow_extra_args": True}
+NOTHING: dict[str, Any] = {"context_settings": SETTINGS, "add_help_option": False}
+"""A command that cannot be imported: it has nothing to complete."""
 
 
 class LightCommand(click.Command):
@@ -39,20 +41,22 @@ class LightGroup(click.Group):
 class Root(click.Group):
     """`smollm3`: the built-in commands, and those of plugins, which are looked for only if they matter."""
 
-    def summaries(self) -> dict[str, str]:
-        """All commands, the built-in ones first."""
-        of_plugins = {c.name: c.summary for c in offered().of("command") if c.name not in COMMANDS}
-        return {**{name: text for name, (_, text) in COMMANDS.items()}, **of_plugins}
-
     def has(self, name: str) -> bool:
-        return name in COMMANDS or name in self.summaries()
+        return name in COMMANDS or named(("command",), name) is not None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        described = stored_command(cmd_name) if self.has(cmd_name) else None
-        return None if described is None else light_command(cmd_name, described)
+        if not self.has(cmd_name):
+            return None
+        described = stored_command(cmd_name)
+        return click.Command(cmd_name, **NOTHING) if described is None else light_command(cmd_name, described)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
-        return _commands_or_options(self, ctx, incomplete, self.summaries)
+        def summaries() -> dict[str, str]:
+            """The built-in commands, which take no `-p` before their name, then those of plugins."""
+            built_in = {} if ctx.params.get("plugin") else {name: text for name, (_, text) in COMMANDS.items()}
+            return {**built_in, **{name: c.summary for name, c in offered().named("command")}}
+
+        return _commands_or_options(self, ctx, incomplete, summaries)
 
 
 def _commands_or_options(
@@ -64,11 +68,17 @@ def _commands_or_options(
 
 
 def root_command() -> Root:
-    flags = [
-        click.Option(["--version"], is_flag=True, help="Show the version and exit."),
-        click.Option(["-h", "--help"], is_flag=True, help="Show this message and exit."),
-    ]
+    flags = [_option_of_root(p) for p in cli.params if isinstance(p, click.Option)]
+    flags.append(click.Option(["-h", "--help"], is_flag=True, help="Show this message and exit."))
     return Root("smollm3", params=flags, context_settings=SETTINGS, add_help_option=False)
+
+
+def _option_of_root(option: click.Option) -> click.Option:
+    row = {"opts": option.opts, "choices": [], "metavar": option.metavar or "", "argument": False}
+    return click.Option(
+        [*option.opts, option.name or ""], is_flag=option.is_flag, multiple=option.multiple, help=option.help,
+        shell_complete=functools.partial(complete, row, {}),
+    )  # fmt: skip
 
 
 def light_command(name: str, described: dict[str, Any]) -> click.Command:

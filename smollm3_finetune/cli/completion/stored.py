@@ -35,15 +35,22 @@ def store_command(name: str) -> dict[str, Any] | None:
     context = click.Context(cli, info_name="smollm3", **cli.context_settings)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the answer is on standard output
-            command = cli.get_command(context, name)
-            if command is None:
-                return None
+            command = cli.get_command(context, name) or _of_plugin(context, name)
             described = describe_command(command, context)
     except Exception:  # a broken command of a plugin: it has nothing to complete, and running it says why
         return None
     if (file := _file(name)) is not None:
         write_small(file, {"about": _about(), "files": file_states(_files(command)), "command": described})
     return described
+
+
+def _of_plugin(context: Any, name: str) -> Any:
+    """The click command of a plugin. Raises what its use would raise."""
+    from smollm3_finetune.cli.plugin_command import add_debug, find_command
+
+    command = find_command(context, name, (), ()).component.command()
+    add_debug(command)
+    return command
 
 
 def _about() -> list[Any]:

@@ -88,12 +88,9 @@ def _plugins() -> Iterator[tuple[str, str]]:
 def _components(kinds: Iterable[str]) -> Iterator[Item]:
     """The names of components; with their distribution where several offer one name, and aliases after them."""
     for kind in kinds:
-        found = offered().of(kind)
-        names = [c.name for c in found]
-        for c in found:
-            name = c.name if names.count(c.name) == 1 else f"{c.distribution}:{c.name}"
-            yield CompletionItem(name, help=c.summary)
-        yield from (CompletionItem(a, help=f"the same as {c.name}") for c in found for a in c.aliases)
+        found = offered().named(kind)
+        yield from (CompletionItem(name, help=c.summary) for name, c in found)
+        yield from (CompletionItem(a, help=f"the same as {c.name}") for _, c in found for a in c.aliases)
 
 
 def _chosen(flag: str, described: dict[str, Any], ctx: click.Context) -> OfferedComponent | None:

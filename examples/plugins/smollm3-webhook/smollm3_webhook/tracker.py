@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from http.client import InvalidURL
 from pathlib import PurePath
 from typing import Any, Literal
 from urllib.error import HTTPError
@@ -51,14 +52,13 @@ class WebhookRun:
         """Post a message. `text` is the field that Slack, Mattermost and Google Chat show."""
         message = {"text": f"{self.run.name} {text}", "event": event, "run": self.run.name, "step": self.step,
                    "total_steps": self.run.total_steps, "values": self.latest}  # fmt: skip
-        request = Request(
-            os.environ[self.options.url_variable],
-            data=json.dumps(message).encode(),
-            headers={"Content-Type": "application/json", "User-Agent": "smollm3-webhook"},
-            method="POST",
-        )
+        variable = self.options.url_variable
+        headers = {"Content-Type": "application/json", "User-Agent": "smollm3-webhook"}
         try:
+            request = Request(os.environ[variable], data=json.dumps(message).encode(), headers=headers, method="POST")
             urlopen(request, timeout=self.options.seconds).close()
+        except (InvalidURL, ValueError):  # whose messages contain the address
+            raise ValueError(f"the value of {variable} is not an http or https address") from None
         except HTTPError as e:  # an answer that is not a success
             e.close()
             raise OSError(f"the webhook answered {e.code} {e.reason}") from None

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from smollm3_webhook import check
 from smollm3_webhook.options import WebhookOptions
+from smollm3_webhook.tracker import WebhookTracker
 
 from smollm3_finetune.api import ConfigError, Env, Purpose
 from smollm3_finetune.testing import TrackerConformance
@@ -95,6 +96,17 @@ class TestWebhook(TrackerConformance):
         with pytest.raises(OSError, match="404") as caught:
             self.tracker(tmp_path).open(self.run_in(tmp_path))
         assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/a secret", "http://127.0.0.1:secret/", "http://127.0.0.1/é secret"]
+)
+def test_a_wrong_address_is_not_in_the_error(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_URL", address)
+    run = TestWebhook().run_in(tmp_path)
+    with pytest.raises(ValueError, match="the value of MY_URL is not an http or https address") as caught:
+        WebhookTracker(WebhookOptions(url_variable="MY_URL")).open(run)
+    assert "secret" not in str(caught.value) and caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize(("address", "problem"), [

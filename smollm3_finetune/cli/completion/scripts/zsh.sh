@@ -6,7 +6,7 @@
 # Or in a directory of $fpath: smollm3 completion zsh > DIRECTORY/_smollm3
 
 _smollm3() {
-    local kind value text width=0
+    local line kind value text width=0
     local -a values keys paths value_lines key_lines
     local answer
     answer=$(_SMOLLM3_COMPLETE=zsh_complete _SMOLLM3_LINE="${(j: :)words[1,CURRENT-1]} $PREFIX" \
