@@ -18,7 +18,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((RO
 FENCE = re.compile(r"^```(?:console|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILES = {"FILE.jsonl": "examples/rows.jsonl"}
 """Words in capitals that a user replaces."""
-NOT_HERE = ("rtn4", "bottleneck", "acme:", "/home/me/", "pip install")
+NOT_HERE = ("rtn4", "bottleneck", "acme:", "/home/me/", "pip install", "acme_old")
 """Plugins of tutorials, files and packages that this test does not have; the options of these hints are checked."""
 USAGE = 2
 

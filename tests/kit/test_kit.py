@@ -132,6 +132,7 @@ ADAPTERS: dict[str, set[str]] = {
         COMPARED,
         HALF,
     },
+    "states-other-roles": {"test_the_stated_roles_are_those_of_its_parameters"},
     "unseeded": {"test_attaching_is_deterministic"},
     "pickled": {"test_saved_files_are_safetensors_and_text"},
     "frozen-after-restore": {RESTORED, COMPARED, SCHEDULE},

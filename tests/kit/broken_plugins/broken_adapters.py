@@ -29,6 +29,7 @@ VARIANTS = {
     "never-disabled": ("NeverDisabled", CORRECT),
     "not-enabled-after-error": ("NotEnabledAfterError", CORRECT),
     "disables-undeclared": ("Delta", {**CORRECT, "disables": False}),
+    "states-other-roles": ("Delta", {**CORRECT, "roles": {"up"}}),
     "reads-undeclared": ("ReadsUndeclared", CORRECT),
     "unseeded": ("Unseeded", CORRECT),
     "pickled": ("Pickled", CORRECT),
