@@ -429,7 +429,8 @@ class Registry:
         if distribution and distribution not in {r.distribution for r in self.plugins}:
             offering = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}
             near = did_you_mean(distribution, sorted(offering))
-            hint = f"pip install {distribution}, or for a plugin of your own: -p {distribution}.py or -p {distribution}"
+            own = f"for a plugin of your own: -p {distribution}.py or -p {distribution}"
+            hint = f"{install_command(distribution)}, or {own}"
             return UnknownComponentError(
                 f"the {kind.name} {name!r} is not installed", hint=f"did you mean '{near}:{bare}'?" if near else hint
             )

@@ -32,6 +32,11 @@ class Contents:
     """The names of its entry points in the group of plugins."""
     files: frozenset[str] = frozenset()
     """The files that it installs, relative to site-packages."""
+    commands: frozenset[str] = frozenset()
+    """The names of the programs that it installs beside python."""
+
+
+COMMANDS = ("console_scripts", "gui_scripts")
 
 
 def of_wheel(path: Path) -> Contents:
@@ -47,11 +52,17 @@ def of_wheel(path: Path) -> Contents:
             folder = about[0].rpartition("/")[0]
             header = email.parser.Parser().parsestr(_read(archive, about[0]), headersonly=True)
             points = f"{folder}/entry_points.txt"
-            plugins = _plugins(_read(archive, points)) if points in names else ()
+            groups = _groups(_read(archive, points)) if points in names else {}
     except (zipfile.BadZipFile, OSError, UnicodeDecodeError, ValueError, KeyError) as e:
         raise ConfigError(f"{path} is not a wheel: {e}", hint="build one: pip wheel --no-deps DIR") from e
+    scripts = f"{folder.removesuffix('.dist-info')}.data/scripts/"
+    own = {n.removeprefix(scripts) for n in names if n.startswith(scripts)} - {""}
     return Contents(
-        name=header["Name"], version=header["Version"], plugins=plugins, files=frozenset(_files(names, folder))
+        name=header["Name"],
+        version=header["Version"],
+        plugins=groups.get(GROUP, ()),
+        files=frozenset(_files(names, folder)),
+        commands=frozenset(own.union(*(groups.get(group, ()) for group in COMMANDS))),
     )
 
 
@@ -61,14 +72,15 @@ def _read(archive: zipfile.ZipFile, name: str) -> str:
     return archive.read(name).decode("utf-8")
 
 
-def _plugins(text: str) -> tuple[str, ...]:
+def _groups(text: str) -> dict[str, tuple[str, ...]]:
+    """The names of the entry points of each group."""
     parser = configparser.ConfigParser(delimiters=("=",), strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
         parser.read_string(text)
     except configparser.Error as e:
         raise ValueError(f"its entry points cannot be read: {' '.join(str(e).split())}") from e
-    return tuple(parser[GROUP]) if parser.has_section(GROUP) else ()
+    return {group: tuple(parser[group]) for group in parser.sections()}
 
 
 def _files(names: Iterable[str], folder: str) -> Iterator[str]:
@@ -92,7 +104,12 @@ def of_unpacked(folder: Path) -> Iterator[Contents]:
             version=about.metadata["Version"],
             plugins=tuple(p.name for p in about.entry_points if p.group == GROUP),
             files=frozenset(_files(files, "")),
+            commands=_commands(about),
         )
+
+
+def _commands(about: importlib.metadata.Distribution) -> frozenset[str]:
+    return frozenset(p.name for p in about.entry_points if p.group in COMMANDS)
 
 
 def staged(folder: Path) -> list[Contents]:
@@ -142,15 +159,18 @@ SHARED = ("test", "tests", "docs", "examples", "scripts", "benchmarks")
 
 
 def overwritten(contents: Contents, found: Collection[InstalledDistribution]) -> tuple[str, str] | None:
-    """A file of another installed distribution that this one would replace or hide, and the other one's name."""
+    """A file or a program of another installed distribution that this one would replace, and the other one's name."""
     own = canonicalize_name(contents.name or "")
+    for one in found if contents.commands else ():
+        if canonicalize_name(one.name) != own and (taken := contents.commands & _commands(one.about)):
+            return f"the program {min(taken)}", one.name
     for place in {one.location for one in found}:
         for file in sorted(contents.files):
             if file.partition("/")[0] in SHARED or not (place / file).is_file():
                 continue
             owner = next((one for one in found if one.location == place and _has(one, file)), None)
             if owner is not None and canonicalize_name(owner.name) != own:
-                return file, owner.name
+                return f"{file}, a file", owner.name
     return None
 
 

@@ -52,8 +52,14 @@ PERMISSION = re.compile(r"Permission denied|Read-only file system", re.IGNORECAS
 FULL = re.compile(r"No space left on device|Disk quota exceeded")
 
 
+def without_secrets(text: str) -> str:
+    """A text, such as a URL, without the password or the token of an address."""
+    return re.sub(r"://[^/@\s]+@", "://…@", text)
+
+
 def failure(text: str, installer: str, pins: Sequence[str] = ()) -> SmolLM3Error:
     """The error for the output of a failed pip or uv. `pins` are the constraints that it got."""
+    text = without_secrets(text)
     for found in (_conflict, _disk, _python, _platform, _building, _network, _missing):
         if (error := found(text, pins)) is not None:
             return error
@@ -145,6 +151,7 @@ def _network(text: str, pins: Sequence[str]) -> SmolLM3Error | None:
 
 def unreachable(text: str) -> SmolLM3Error | None:
     """The error of an address that cannot be reached or downloaded, if the text names one."""
+    text = without_secrets(text)
     code = HTTP.search(text)
     if code is None and OFFLINE.search(text) is None:
         return None

@@ -141,9 +141,10 @@ def plugin_index(newer: str | None = None) -> PluginIndex:
     index = embedded_index()
     if newer is None:
         return index
+    from smollm3_finetune.installing.failures import without_secrets
     from smollm3_finetune.installing.index_source import index_text
 
-    return index.with_newer(parsed(index_text(newer), newer))
+    return index.with_newer(parsed(index_text(newer), without_secrets(newer)))
 
 
 def parsed(text: str, source: str) -> PluginIndex:

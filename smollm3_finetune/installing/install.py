@@ -12,9 +12,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from smollm3_finetune import stopping
-from smollm3_finetune.cache.store import default_root
 from smollm3_finetune.errors import IncompatibleError, PluginError, SmolLM3Error
-from smollm3_finetune.files.locks import locked
+from smollm3_finetune.installing.alone import alone
 from smollm3_finetune.installing.contents import Contents, overwritten, staged
 from smollm3_finetune.installing.environment import InstalledDistribution, installed
 from smollm3_finetune.installing.examine import Examined, examined
@@ -35,10 +34,10 @@ class Installation:
 def install(plan: Plan, say: Say = lambda text: None) -> Installation:
     """Install what the plan says, and check the plugins.
 
-    Raises PluginError, and leaves the environment as it was, if a requested distribution is not a plugin, and
-    IncompatibleError if one would overwrite files of another.
+    Raises PluginError, and uninstalls what was new, if a requested distribution is not a plugin, and IncompatibleError,
+    before anything is installed, if one would overwrite files or programs of another.
     """
-    with _alone(), tempfile.TemporaryDirectory(prefix="smollm3-install-") as work:
+    with alone(), tempfile.TemporaryDirectory(prefix="smollm3-install-") as work:
         if plan.changes:
             folder = Path(work)
             with _reporting(plan):
@@ -49,19 +48,6 @@ def install(plan: Plan, say: Say = lambda text: None) -> Installation:
         say("checking …")
         names = _plugins(plan)
         return Installation(changes=plan.changes, plugins=tuple(examined(names)) if names else ())
-
-
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Hold the lock of this environment, so that no other `plugins install` changes it at the same time."""
-    import hashlib
-    import sys
-
-    root = default_root()
-    root.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
-    with locked(root / f"install-{key}.lock", "another command changes the plugins of this environment", remove=True):
-        yield
 
 
 def _fetch(plan: Plan, folder: Path, say: Say) -> None:
@@ -87,13 +73,13 @@ def _exact(change: Change) -> tuple[str, ...]:
 def _check_contents(contents: Contents, plan: Plan, request: Request | None) -> None:
     title = f"{contents.name} {contents.version}"
     if request is not None and contents.plugins == ():
-        raise not_a_plugin(title, request.text)
+        raise not_a_plugin(title, request.shown)
     kept = [d for n, d in plan.found.items() if n not in plan.allowed]
     if (taken := overwritten(contents, kept)) is not None:
-        file, owner = taken
+        what, owner = taken
         raise IncompatibleError(
-            f"{title} contains {file}, a file of {owner}, which is installed; nothing was installed",
-            hint=f"report it to the author; to replace the file anyway: --allow-change {canonicalize_name(owner)}",
+            f"{title} contains {what} of {owner}, which is installed; nothing was installed",
+            hint=f"report it to the author; to replace it anyway: --allow-change {canonicalize_name(owner)}",
         )
 
 
@@ -144,12 +130,16 @@ def _check_arrived(plan: Plan) -> None:
     for change in plan.changes:
         one = now[canonicalize_name(change.name)]
         if change.request is not None and not one.is_plugin:
-            raise _undone(plan, not_a_plugin(one.title, change.request.text))
+            raise _undone(plan, not_a_plugin(one.title, change.request.shown))
 
 
 def _undone(plan: Plan, error: PluginError) -> PluginError:
-    """Uninstall what the plan added; `error` says so."""
+    """Uninstall what the plan added; `error` says so, and what was replaced."""
     added = [c.name for c in plan.changes if c.before is None]
+    if replaced := [f"{c.name} {c.before} by {c.after}" for c in plan.changes if c.before is not None]:
+        error.message += f"; {', '.join(replaced)} was replaced"
+    if not added:
+        return error
     plan.installer.uninstall(added)
     error.message += f"; {', '.join(added)} {'was' if len(added) == 1 else 'were'} uninstalled again"
     return error

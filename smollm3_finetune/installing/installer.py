@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from typing import Protocol
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.paths import user_path
 
-VARIABLES = {"pip": ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS"),
-             "uv": ("UV_DEFAULT_INDEX", "UV_INDEX", "UV_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")}  # fmt: skip
-"""The variables with which a user names a package index or a folder of wheels."""
+INDEXES = {"pip": ("PIP_INDEX_URL",), "uv": ("UV_DEFAULT_INDEX", "UV_INDEX_URL")}
+"""The variables with which a user replaces the default package index. Others, for torch for CPUs, only add one."""
+FOLDERS = {"pip": "PIP_FIND_LINKS", "uv": "UV_FIND_LINKS"}
+"""The variable with folders of wheels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +53,18 @@ class Sources:
         links = [part for link in self.find_links for part in ("--find-links", link)]
         return [*index, *links, *(["--no-index"] if self.offline else [])]
 
+    def names_index(self, installer: Installer) -> bool:
+        """Whether the default package index is not used: an option or a variable names another one, or none."""
+        return bool(self.index_url or self.offline) or any(os.environ.get(v) for v in INDEXES[installer.name])
+
     def names_any(self, installer: Installer) -> bool:
         """Whether the user names a source: an option, or a variable of pip or uv."""
-        return bool(self.index_url or self.find_links) or any(os.environ.get(v) for v in VARIABLES[installer.name])
+        return bool(self.find_links or os.environ.get(FOLDERS[installer.name])) or self.names_index(installer)
+
+    def folders(self, installer: Installer) -> tuple[Path, ...]:
+        """The folders of wheels that the user names."""
+        links = [*self.find_links, *re.split(r"[\s,]+", os.environ.get(FOLDERS[installer.name], ""))]
+        return tuple(Path(link) for link in links if link and "://" not in link)
 
 
 @dataclass(frozen=True, kw_only=True)

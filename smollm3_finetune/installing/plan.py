@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
@@ -111,12 +113,12 @@ def make_plan(
     )
     _check_kept(plan)
     raise_all([
-        not_a_plugin(one.title, next(r.text for r in requests if r.name == canonicalize_name(one.name)))
+        not_a_plugin(one.title, next(r.shown for r in requests if r.name == canonicalize_name(one.name)))
         for one in plan.satisfied if not one.is_plugin
     ])  # fmt: skip
     raise_all(
         [
-            not_a_plugin(f"{one.name} {one.version}", r.text)
+            not_a_plugin(f"{one.name} {one.version}", r.shown)
             for one in resolved
             if (r := _request_of(one, requests)) is not None and not _may_be_plugin(one, r)
         ]
@@ -147,11 +149,10 @@ def _request_of(one: Resolved, requests: Sequence[Request]) -> Request | None:
 
 
 def _same_place(request: Request, url: str) -> bool:
-    from urllib.parse import unquote
-
-    path = unquote(url).rstrip("/")
-    argument = request.argument[-1].partition("[")[0].rstrip("/")
-    return path.removeprefix("file://") == argument or argument.removeprefix("git+").partition("@")[0] in path
+    """Whether a resolved address is that of the request; pip hides passwords in it."""
+    path, argument = (re.sub(r"://[^/@]*@", "://", text) for text in (unquote(url), request.argument[-1]))
+    wanted = argument.partition("[")[0].rstrip("/")
+    return path.rstrip("/").removeprefix("file://") == wanted or wanted.removeprefix("git+").partition("@")[0] in path
 
 
 def _change(one: Resolved, requests: Sequence[Request], found: Mapping[str, InstalledDistribution]) -> Change:
@@ -212,7 +213,7 @@ def _not_found(
         )
     request = next((r for r in requests if r.name == name), None)
     if request is None:
-        asked = " and ".join(r.text for r in requests)
+        asked = " and ".join(r.shown for r in requests)
         return IncompatibleError(f"{asked} needs {error.what}, which no package index and no --find-links has",
                                  hint="name a source that has it: --find-links DIR, or --index-url URL")  # fmt: skip
     if request.from_index is not None:

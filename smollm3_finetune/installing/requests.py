@@ -6,19 +6,24 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.utils import canonicalize_name, parse_sdist_filename, parse_wheel_filename
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.errors import Collector, ConfigError, PluginError, did_you_mean
 from smollm3_finetune.installing.contents import Contents, of_directory, of_wheel
-from smollm3_finetune.installing.environment import InstalledDistribution, from_package_index
+from smollm3_finetune.installing.environment import InstalledDistribution
+from smollm3_finetune.installing.failures import without_secrets
 from smollm3_finetune.installing.index import IndexedPlugin, PluginIndex
+from smollm3_finetune.installing.index_source import LOCAL
+from smollm3_finetune.installing.names import may_be_anybodys, newest_file, of_file_name
 from smollm3_finetune.paths import user_path
 
 ARCHIVES = (".tar.gz", ".zip")
@@ -45,6 +50,11 @@ class Request:
     from_index: IndexedPlugin | None = None
     """Its entry in the index of plugins."""
 
+    @property
+    def shown(self) -> str:
+        """What the user typed, for messages."""
+        return without_secrets(self.text)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parser:
@@ -57,6 +67,10 @@ class Parser:
     """The clone that this smollm3 is from."""
     has_source: bool = False
     """Whether the user said where wheels are."""
+    has_index: bool = False
+    """Whether the user replaced the default package index."""
+    folders: tuple[Path, ...] = ()
+    """Folders of wheels that the user named."""
     copies: bool = False
     """Whether directories are installed as copies."""
 
@@ -72,7 +86,7 @@ class Parser:
         if "://" in text and " @ " not in text:
             return _url(text)
         if text.startswith((".", "/", "~", "\\")) or os.sep in text or text.endswith((".whl", ".py", *ARCHIVES)):
-            return _path(text, self.copies)
+            return path_request(text, self.copies)
         try:
             wanted = Requirement(text)
         except InvalidRequirement as e:
@@ -106,48 +120,56 @@ class Parser:
     def _listed(self, text: str, wanted: Requirement, entry: IndexedPlugin) -> Request:
         """A distribution of the index. One of this repository is taken from the clone, or from where core came from.
 
-        A name that was not published together with this smollm3-finetune may be anybody's on a package index.
+        A name that was not published together with this smollm3-finetune may be anybody's on the default package index.
         """
         name = canonicalize_name(entry.name)
         extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
-        if not self.has_source and not wanted.specifier and name not in self.found:
+        here = self.found.get(name)
+        if here is None or not _accepts(wanted.specifier, here.version):
             folder = self.repository / entry.folder if self.repository is not None and entry.folder else None
-            if folder is not None and (folder / "pyproject.toml").is_file():
-                return _directory(text, folder, copies=True, extras=extras, entry=entry)
-            if not entry.published or (entry.folder is not None and not from_package_index(self.found)):
-                clone = f"; in a clone of the repository: smollm3 plugins install ./{entry.folder}"
-                raise ConfigError(f"{entry.name} was not published together with this smollm3-finetune",
-                                  hint=f"name a source: --find-links DIR{clone if entry.folder else ''}")  # fmt: skip
+            if not self.has_source and folder is not None and (folder / "pyproject.toml").is_file():
+                request = _directory(text, folder, copies=True, extras=extras, entry=entry)
+                if request.contents is not None and _accepts(wanted.specifier, request.contents.version or ""):
+                    return request
+            if may_be_anybodys(entry, self.found) and not self.has_index:
+                return self._of_folder(text, wanted, entry, extras)
         return Request(text=text, argument=(f"{entry.name}{extras}{wanted.specifier}",), name=name, is_name=True,
                        from_index=entry)  # fmt: skip
 
+    def _of_folder(self, text: str, wanted: Requirement, entry: IndexedPlugin, extras: str) -> Request:
+        """The file in a folder that the user named. Raises ConfigError if there is none."""
+        file = newest_file(self.folders, entry.name, wanted.specifier)
+        if file is None:
+            clone = f"; in a clone of the repository: smollm3 plugins install ./{entry.folder}"
+            where = f", and {self.folders[0]} has no {wanted}" if self.folders else ""
+            raise ConfigError(f"{entry.name} was not published together with this smollm3-finetune{where}",
+                              hint=f"name a source: --find-links DIR{clone if entry.folder else ''}")  # fmt: skip
+        return replace(path_request(f"{file}{extras}", copies=True), text=text, from_index=entry)
+
+
+def _accepts(wanted: SpecifierSet, version: str) -> bool:
+    try:
+        return not wanted or wanted.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
+
 
 def _url(url: str, name: str | None = None, text: str | None = None) -> Request:
-    parts = urlsplit(url)
+    parts, shown = urlsplit(url), without_secrets(url)
+    if parts.scheme == "http" and parts.hostname not in LOCAL:
+        raise ConfigError(f"{shown} is not encrypted: anybody on the network could replace the plugin",
+                          hint="use an https address, or download the file and name it")  # fmt: skip
     if parts.scheme not in SCHEMES:
-        raise ConfigError(f"{url} has the scheme {parts.scheme!r}", hint=f"use one of: {', '.join(SCHEMES)}")
+        raise ConfigError(f"{shown} has the scheme {parts.scheme!r}", hint=f"use one of: {', '.join(SCHEMES)}")
     if parts.scheme == "file":
-        return _path(unquote(parts.path), copies=True)
-    known, version = _of_file_name(unquote(parts.path.rpartition("/")[2]))
+        return path_request(unquote(parts.path), copies=True)
+    known, version = of_file_name(unquote(parts.path.rpartition("/")[2]))
     return Request(text=text or url, argument=(text or url,), name=name or known, version=version,
-                   source=_without_secrets(url))  # fmt: skip
+                   source=shown)  # fmt: skip
 
 
-def _without_secrets(url: str) -> str:
-    """A URL without a password or a token, to show."""
-    return re.sub(r"://[^/@]+@", "://…@", url)
-
-
-def _of_file_name(file: str) -> tuple[str | None, str]:
-    """The canonical name and the version of the distribution of a wheel or a source archive."""
-    try:
-        name, version, *_ = parse_wheel_filename(file) if file.endswith(".whl") else parse_sdist_filename(file)
-    except ValueError:
-        return None, ""
-    return name, str(version)
-
-
-def _path(text: str, copies: bool) -> Request:
+def path_request(text: str, copies: bool) -> Request:
+    """The request for a file or a directory. Raises ConfigError or PluginError if it cannot be one."""
     extras = re.fullmatch(r"(?P<path>.+?)(?P<extras>\[[\w\s,.-]+\])", text)
     bare, wanted = (extras["path"], extras["extras"]) if extras else (text, "")
     path = user_path(bare, "the plugin")
@@ -168,7 +190,7 @@ def _path(text: str, copies: bool) -> Request:
     contents = of_wheel(path) if path.suffix == ".whl" else None
     if contents is not None and not contents.plugins:
         raise not_a_plugin(f"{contents.name} {contents.version} in {bare}", text)
-    known, version = _of_file_name(path.name)
+    known, version = of_file_name(path.name)
     name = contents.name if contents is not None else known
     return Request(text=text, argument=(f"{path.absolute()}{wanted}",), source=bare, contents=contents, version=version,
                    name=canonicalize_name(name) if name else None)  # fmt: skip

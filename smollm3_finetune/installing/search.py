@@ -8,8 +8,9 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from smollm3_finetune.installing.environment import InstalledDistribution, from_package_index, repository
+from smollm3_finetune.installing.environment import InstalledDistribution, repository
 from smollm3_finetune.installing.index import IndexedPlugin, PluginIndex
+from smollm3_finetune.installing.names import may_be_anybodys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +30,11 @@ class Row:
 
 def search_rows(index: PluginIndex, words: Sequence[str], found: Mapping[str, InstalledDistribution]) -> list[Row]:
     """The plugins in which all words occur."""
-    by_name = repository() is not None or from_package_index(found)
+    clone = repository()
     rows = []
     for plugin in index.search(words):
         one = found.get(canonicalize_name(plugin.name))
-        version = one.version if one is not None else None
-        rows.append(Row(plugin=plugin, installed=version, install=_line(plugin, by_name)))
+        by_name = (clone is not None and plugin.folder is not None) or not may_be_anybodys(plugin, found)
+        line = f"smollm3 plugins install {plugin.name}{'' if by_name else ' --find-links DIR'}"
+        rows.append(Row(plugin=plugin, installed=one.version if one is not None else None, install=line))
     return rows
-
-
-def _line(plugin: IndexedPlugin, by_name: bool) -> str:
-    """The command that installs a plugin, without the clone or with it."""
-    needs_clone = plugin.folder is not None and not by_name
-    if needs_clone or (not plugin.published and repository() is None):
-        return f"smollm3 plugins install {plugin.name} --find-links DIR"
-    return f"smollm3 plugins install {plugin.name}"

@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 from smollm3_finetune.components.requirements import requirements
 from smollm3_finetune.errors import ConfigError, Problems, SmolLM3Error, did_you_mean
+from smollm3_finetune.installing.alone import alone
 from smollm3_finetune.installing.environment import InstalledDistribution, installed
 from smollm3_finetune.installing.examine import refresh_snapshot
 from smollm3_finetune.installing.index import PluginIndex
@@ -128,12 +129,12 @@ def _requiring(name: str, removed: Collection[str], found: Mapping[str, Installe
 
 def uninstall(removal: Removal) -> None:
     """Uninstall. Raises SmolLM3Error if one is still there afterwards."""
-    names = [one.name for one in removal.distributions]
-    removal.installer.uninstall(names)
-    now = installed()
-    for one in removal.distributions:
-        left = now.get(canonicalize_name(one.name))
-        if left is not None:
-            raise SmolLM3Error(f"{removal.installer.name} reported success, but {left.title} is in {left.location}",
-                               hint=f"remove it by hand: {left.location}")  # fmt: skip
-    refresh_snapshot()
+    with alone():
+        removal.installer.uninstall([one.name for one in removal.distributions])
+        now = installed()
+        for one in removal.distributions:
+            left = now.get(canonicalize_name(one.name))
+            if left is not None:
+                raise SmolLM3Error(f"{removal.installer.name} reported success, but {left.title} is in {left.location}",
+                                   hint=f"remove it by hand: {left.location}")  # fmt: skip
+        refresh_snapshot()

@@ -46,7 +46,9 @@ TWO = Registry(
 def test_a_full_name_that_is_not_installed_shows_how_to_install_it() -> None:
     with pytest.raises(UnknownComponentError, match="the quantizer 'kernels:int3' is not installed") as caught:
         TWO.find(QUANTIZER, "kernels:int3")
-    assert caught.value.hint == "pip install kernels, or for a plugin of your own: -p kernels.py or -p kernels"
+    assert caught.value.hint == (
+        "smollm3 plugins install kernels, or for a plugin of your own: -p kernels.py or -p kernels"
+    )
     with pytest.raises(UnknownComponentError) as caught:
         TWO.find(QUANTIZER, "acmee:int8")
     assert caught.value.hint == "did you mean 'acme:int8'?"

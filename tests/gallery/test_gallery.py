@@ -57,6 +57,9 @@ def test_a_plugin_is_a_small_complete_distribution(plugin: Plugin) -> None:
     assert (plugin.package / "py.typed").is_file()
     readme = (plugin.folder / "README.md").read_text(encoding="utf-8")
     assert readme.startswith(f"# {plugin.name}\n")
+    assert f"\n$ pip install ./{plugin.place}\n" in readme  # on a package index, its name may be anybody's
+    assert f"pip install {plugin.name}" not in readme
+    assert plugin.project["license"] == "Apache-2.0"
     assert "works as it is" not in readme  # what `plugins new` wrote is replaced
     assert any("Conformance" in f.read_text(encoding="utf-8") for f in (plugin.folder / "tests").glob("test_*.py"))
     named = {re.split(r"[<>=~!\[ ]", str(d))[0] for d in plugin.project["dependencies"]}

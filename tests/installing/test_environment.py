@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from smollm3_finetune import stopping
 from smollm3_finetune.cli.output.installing import print_checks
 from smollm3_finetune.errors import ConfigError, IncompatibleError, MissingRequirementError, SmolLM3Error
 from smollm3_finetune.installing import choose
+from smollm3_finetune.installing.contents import of_wheel, overwritten
 from smollm3_finetune.installing.environment import check_environment, constraints, installed
 from smollm3_finetune.installing.examine import examined
 from smollm3_finetune.installing.index import embedded_index
@@ -22,7 +25,7 @@ from smollm3_finetune.installing.install import install
 from smollm3_finetune.installing.installer import Resolved, Sources
 from smollm3_finetune.installing.plan import make_plan
 from smollm3_finetune.installing.requests import Parser
-from smollm3_finetune.installing.uninstall import installed_plugin, only_required_by
+from smollm3_finetune.installing.uninstall import Removal, installed_plugin, only_required_by, uninstall
 from smollm3_finetune.installing.upgrade import upgrades
 from smollm3_finetune.installing.uv import Uv
 
@@ -159,6 +162,26 @@ def test_a_plugin_of_a_directory_is_left_out_of_an_upgrade_unless_a_source_is_na
     assert requests == [] and "acme" in left
 
 
+def test_an_upgrade_never_takes_a_name_that_may_be_anybodys_from_the_default_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_distribution: Any
+) -> None:
+    """A plugin that came from a folder of wheels looks as if it had come from a package index."""
+    dependent(fake_distribution, "smollm3-quanto", plugin=True)
+    monkeypatch.setattr("smollm3_finetune.installing.environment.InstalledDistribution.is_outside", False)
+    found = {n: d for n, d in installed().items() if n == "smollm3-quanto"}
+    requests, left = upgrades((), found, embedded_index(), False)
+    assert requests == [] and "may be anybody's on a package index" in left["smollm3-quanto"]
+    for version in ("0.9", "1.1"):
+        write_wheel(tmp_path, "smollm3-quanto", version, {"q.py": ""}, points={"smollm3-quanto": "q"})
+    (request,), left = upgrades((), found, embedded_index(), True, False, (tmp_path,))
+    assert (request.argument, left) == ((str(tmp_path / "smollm3_quanto-1.1-py3-none-any.whl"),), {})
+    (tmp_path / "smollm3_quanto-1.1-py3-none-any.whl").unlink()
+    with pytest.raises(ConfigError, match="has no newer file in"):
+        upgrades(("quanto",), found, embedded_index(), True, False, (tmp_path,))
+    (request,), left = upgrades((), found, embedded_index(), True, True)
+    assert request.argument == ("smollm3-quanto",)
+
+
 # -------------------------------------------------------------------------------------------- an installer of the test
 
 
@@ -258,6 +281,52 @@ def test_a_second_command_does_not_change_the_environment_at_the_same_time(
 
     with pytest.raises(ConfigError, match="another command changes the plugins of this environment"):
         install(planned(Nested(PLUGIN, site=site), "acme"))
+
+
+def test_uninstalling_waits_for_no_other_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_distribution: Any
+) -> None:
+    dependent(fake_distribution, "zeta", plugin=True)
+    site = tmp_path / "place"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    removal = Removal(distributions=(installed()["zeta"],), stays=(), needed_by={}, installer=Recorded())
+
+    class Nested(Recorded):
+        def stage(self, wanted: Any, sources: Sources, folder: Path) -> None:
+            uninstall(removal)
+
+    with pytest.raises(ConfigError, match="another command changes the plugins of this environment"):
+        install(planned(Nested(PLUGIN, site=site), "acme"))
+
+
+def test_a_plugin_that_would_replace_the_program_of_another_is_refused(tmp_path: Path, fake_distribution: Any) -> None:
+    """pip replaces `smollm3` without a word, and deletes it when the plugin is uninstalled."""
+    site = fake_distribution("acme-tool", "1.0", {})
+    (site / "acme_tool-1.0.dist-info" / "entry_points.txt").write_text("[console_scripts]\nacme-run = acme:main\n")
+    wheel = write_wheel(tmp_path, "acme", "1.0", {"acme.py": ""}, points={"acme": "acme"})
+    assert overwritten(of_wheel(wheel), list(installed().values())) is None
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("acme-1.0.data/scripts/acme-run", "#!python\n")
+    contents = of_wheel(wheel)
+    assert contents.commands == {"acme-run"}
+    assert overwritten(contents, list(installed().values())) == ("the program acme-run", "acme-tool")
+    tool = replace(contents, name="Acme.Tool")
+    assert overwritten(tool, list(installed().values())) is None  # its own
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("git+https://token@example.org/acme.git@v1", "https://example.org/acme.git"),
+        ("git+https://token@example.org/acme.git", "https://****@example.org/acme.git"),
+        ("git+ssh://git@example.org/acme.git", "ssh://git@example.org/acme.git"),
+    ],
+)
+def test_an_address_with_a_token_is_recognized_among_what_is_resolved(text: str, url: str) -> None:
+    plan = planned(Recorded(Resolved(name="acme", version="1.0", requires=("smollm3-finetune",), url=url)), text)
+    assert [c.requested for c in plan.changes] == [True]
+    assert "token" not in str(plan.changes[0].as_dict())
 
 
 # ---------------------------------------------------------------------------------------------------------------- uv

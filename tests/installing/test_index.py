@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Any]
 
 
-FORMATTER = {"kind": "formatter", "name": "acme", "aliases": ["rows-of-acme"], "summary": "tickets"}
+FORMATTER = {"kind": "formatter", "name": "acme", "aliases": ["rows-of-acme"], "summary": "parcels"}
 ACME = {"name": "acme-rows", "summary": "Rows of Acme.", "plugins": ["acme"], "components": [FORMATTER]}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from hand_made_wheels import CORE, PLUGIN, POINTS, write_wheel
 
 from smollm3_finetune.errors import ConfigError, PluginError, Problems
 from smollm3_finetune.installing.environment import installed
-from smollm3_finetune.installing.index import embedded_index
+from smollm3_finetune.installing.failures import failure
+from smollm3_finetune.installing.index import embedded_index, plugin_index
+from smollm3_finetune.installing.installer import Sources
 from smollm3_finetune.installing.requests import Parser
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +22,9 @@ ENTRY = '[project.entry-points.smollm3_finetune]\nacme = "acme_rows"\n'
 
 
 def parser(**values: Any) -> Parser:
-    return Parser(index=embedded_index(), found=values.pop("found", {}), has_source=values.pop("has_source", True),
-                  **values)  # fmt: skip
+    has_source = values.pop("has_source", True)
+    return Parser(index=embedded_index(), found=values.pop("found", {}), has_source=has_source,
+                  has_index=values.pop("has_index", has_source), **values)  # fmt: skip
 
 
 def test_a_component_names_its_distribution_with_extras_and_version() -> None:
@@ -64,6 +68,47 @@ def test_a_plugin_that_was_not_published_with_this_core_needs_a_source() -> None
         "name a source: --find-links DIR; in a clone of the repository: smollm3 plugins install ./plugins/smollm3-gptq"
     )
     assert parser(has_source=True).parse("gptq").argument == ("smollm3-gptq",)
+
+
+def test_a_name_that_may_be_anybodys_is_taken_from_the_named_folder_only(tmp_path: Path) -> None:
+    """On the default package index, a stranger's version 99 would be preferred to the version of the folder."""
+    for version in ("0.1.0", "0.3.0", "0.4.0rc1"):
+        write_wheel(tmp_path, "smollm3-gptq", version, {"smollm3_gptq.py": ""}, [CORE], {"gptq": "smollm3_gptq"})
+    named = parser(has_index=False, folders=(tmp_path,))
+    assert named.parse("gptq").argument == (str(tmp_path / "smollm3_gptq-0.3.0-py3-none-any.whl"),)
+    assert named.parse("gptq[x]<0.2").argument == (str(tmp_path / "smollm3_gptq-0.1.0-py3-none-any.whl[x]"),)
+    for text in ("gptq==9", "smollm3-quanto"):
+        with pytest.raises(ConfigError, match=rf"was not published together with .* {tmp_path} has no "):
+            named.parse(text)
+
+
+def test_a_version_does_not_make_a_name_ours(fake_distribution: Any) -> None:
+    with pytest.raises(ConfigError, match="was not published together with"):
+        parser(has_source=False).parse("gptq==0.1.0")
+    assert parser(has_source=False, repository=ROOT).parse("gptq==0.1.0").argument == (
+        str(ROOT / "plugins/smollm3-gptq"),
+    )
+    with pytest.raises(ConfigError, match="was not published together with"):
+        parser(has_source=False, repository=ROOT).parse("gptq==9")
+    fake_distribution("smollm3-gptq", "0.1.0", {}, {"gptq": "smollm3_gptq"})
+    found = {n: d for n, d in installed().items() if n == "smollm3-gptq"}
+    assert parser(found=found, has_source=False).parse("gptq").is_name  # it is installed: nothing is fetched
+    with pytest.raises(ConfigError, match="was not published together with"):
+        parser(found=found, has_source=False).parse("gptq>=0.2")
+
+
+def test_an_index_that_is_only_added_is_not_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIP_EXTRA_INDEX_URL is set for torch for CPUs."""
+    installer: Any = SimpleNamespace(name="pip")
+    for name in ("PIP_INDEX_URL", "PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "https://example.org/whl/cpu")
+    assert not Sources().names_any(installer) and not Sources().names_index(installer)
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels https://example.org/wheels")
+    assert Sources().names_any(installer) and not Sources().names_index(installer)
+    assert Sources(find_links=("/mine",)).folders(installer) == (Path("/mine"), Path("/wheels"))
+    monkeypatch.setenv("PIP_INDEX_URL", "https://example.org/simple")
+    assert Sources().names_index(installer)
 
 
 def test_core_from_a_package_index_has_its_plugins_there(fake_distribution: Any) -> None:
@@ -130,6 +175,7 @@ def test_a_bare_name_of_a_directory_needs_a_slash(isolated: Path) -> None:
         ("a b c", "is not the name of a plugin"),
         ("--evil", "is not the name of a plugin"),
         ("ftp://example.org/x.whl", "has the scheme 'ftp'"),
+        ("http://example.org/x-1.0-py3-none-any.whl", "is not encrypted"),
     ],
 )
 def test_what_cannot_be_installed_is_refused(text: str, said: str) -> None:
@@ -149,6 +195,14 @@ def test_a_url_is_shown_without_its_password() -> None:
     request = parser().parse("https://user:secret@example.org/acme_rows-1.0-py3-none-any.whl")
     assert request.source == "https://…@example.org/acme_rows-1.0-py3-none-any.whl"
     assert (request.name, request.version, request.argument[0].count("secret")) == ("acme-rows", "1.0", 1)
+    assert "secret" not in request.shown
+    for scheme in ("ftp", "http"):
+        with pytest.raises(ConfigError) as caught:
+            parser().parse(f"{scheme}://user:secret@example.org/acme_rows-1.0-py3-none-any.whl")
+        assert "secret" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"--index http://…@example\.org/x must be an https") as caught:
+        plugin_index("http://user:secret@example.org/x")
+    assert "secret" not in str(failure("ERROR: https://me:secret@example.org/x: 404 Client Error", "pip"))
 
 
 def test_independent_problems_are_reported_together() -> None:

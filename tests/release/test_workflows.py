@@ -30,6 +30,19 @@ def test_every_action_has_the_hash_of_a_commit(file: Path) -> None:
         assert re.fullmatch(r"v\d+\.\d+\.\d+", tag), f"{action} has no version in a comment"
 
 
+def test_the_site_is_published_for_releases_only() -> None:
+    """`versions.py` refuses a pre-release, whose tag starts the release workflow too."""
+    (pattern,) = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "docs.yml")["on"]["push"]["tags"]
+    literal_dots = pattern.replace(".", r"\.")
+    assert re.fullmatch(literal_dots, "v0.12.0") and not re.fullmatch(literal_dots, "v0.2.0rc1")
+
+
+def test_every_session_that_tests_plugins_of_others_runs_weekly() -> None:
+    jobs = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "newest.yml")["jobs"]
+    runs = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+    assert {"nox -s gallery", "nox -s long", "nox -s lint_release dist published"} <= {*runs}
+
+
 def test_core_is_published_after_every_plugin(jobs: dict[str, Any]) -> None:
     assert set(jobs["plugins"]["needs"]) >= {"build", "provenance"}
     assert "plugins" in jobs["core"]["needs"]

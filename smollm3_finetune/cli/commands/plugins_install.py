@@ -70,6 +70,7 @@ def install(
     check_environment()
     known, installer, found = plugin_index(index), choose_installer(), installed()
     parser = Parser(index=known, found=found, repository=repository(), has_source=sources.names_any(installer),
+                    has_index=sources.names_index(installer), folders=sources.folders(installer),
                     copies=copies)  # fmt: skip
     requests = parser.parse_all(plugins)
     say(f"resolving with {installer.name} …")
@@ -100,7 +101,9 @@ def upgrade(
     sources = Sources.of(index_url, find_links, offline)
     check_environment()
     known, installer, found = plugin_index(index), choose_installer(), installed()
-    requests, left = upgrades(plugins, found, known, bool(sources.find_links or sources.index_url))
+    has_source = bool(sources.find_links or sources.index_url)
+    requests, left = upgrades(plugins, found, known, has_source, sources.names_index(installer),
+                              sources.folders(installer))  # fmt: skip
     if not as_json:
         for name, why in left.items():
             click.echo(f"left out: {name} {why}")

@@ -7,8 +7,6 @@ from math import prod
 from smollm3_finetune.api import OptimizerSpec, hookimpl
 from smollm3_muon.options import MATRICES, MuonOptions
 
-__version__ = "0.1.0"
-
 
 def state_bytes(options: MuonOptions, shape: tuple[int, ...], role: str) -> int:
     """One moving average for a matrix; two and the number of the step for what AdamW trains."""

@@ -50,7 +50,8 @@ class PrometheusFile:
         run = f'run="{escaped(self.run.name)}"'
         numbers: dict[str, float] = {"step": self.step, "total_steps": self.run.total_steps, "updated": time.time()}
         for name, value in self.latest.items():
-            numbers.setdefault(metric(name), value)
+            if metric(name) != "state":  # the name of what follows
+                numbers.setdefault(metric(name), value)
         for name, value in numbers.items():
             yield f"# TYPE smollm3_{name} gauge\nsmollm3_{name}{{{run}}} {float(value)!r}\n"
         yield "# TYPE smollm3_state gauge\n"

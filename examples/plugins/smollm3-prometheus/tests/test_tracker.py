@@ -19,11 +19,13 @@ LINE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)\{((?:[a-z]+="(?:[^"\\\n]|\\.)*",?
 
 
 def read(file: Path) -> dict[str, float]:
-    """The samples of a file by name and state. Fails for a line that is not of the format, or a repeated sample."""
+    """The samples of a file by name and state. Fails for a line that is not of the format, or a repeated one."""
     found: dict[str, float] = {}
+    types = set[str]()
     for line in file.read_text(encoding="utf-8").splitlines():
         if line.startswith("# TYPE "):
-            assert line.endswith(" gauge")
+            assert line.endswith(" gauge") and line not in types
+            types.add(line)
             continue
         sample = LINE.fullmatch(line)
         assert sample is not None, line
@@ -56,7 +58,9 @@ class TestPrometheus(TrackerConformance):
     def test_any_names_give_valid_lines(self, tmp_path: Path) -> None:
         run = self.run_in(tmp_path, 'a "run"\\')
         opened = self.open(self.tracker(tmp_path), run)
-        opened.log(1, {"rewards/margin": 1.0, "rewards margin": 2.0, "größe": 3.0, "1st": 4.0, "step": 9.0})
+        opened.log(
+            1, {"rewards/margin": 1.0, "rewards margin": 2.0, "größe": 3.0, "1st": 4.0, "step": 9.0, "state": 5.0}
+        )
         (file,) = (run.directory / "trackers" / "prometheus").iterdir()
         found = read(file)
         assert found["smollm3_rewards_margin"] == 1.0 and found["smollm3_1st"] == 4.0 and found["smollm3_step"] == 1

@@ -30,7 +30,7 @@ MORE_THAN_FACTORS = (
     "lora_bias", "layer_replication", "alora_invocation_tokens",
 )  # fmt: skip
 """Fields of PEFT's config with which an adapter is more than a pair of factors for each layer."""
-CHANGE_THE_BASE = ("pissa", "olora", "loftq", "eva", "corda")
+CHANGE_THE_BASE = ("pissa", "olora", "loftq", "eva", "corda", "lora_ga")
 """Initializations after which an adapter is not a change of the base as it was published."""
 
 

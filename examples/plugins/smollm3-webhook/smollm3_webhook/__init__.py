@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from urllib.parse import urlsplit
 
 from smollm3_finetune.api import ConfigError, Env, TrackerSpec, hookimpl
@@ -18,7 +19,8 @@ def check(options: WebhookOptions, env: Env) -> None:
             hint=f"export {options.url_variable}=https://…, or --tracker-opt url_variable=NAME",
         )
     parts = urlsplit(address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    # a space would make the standard library show the path, which is secret, in its error
+    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\x00-\x20\x7f]", address):
         raise ConfigError(
             f"tracker webhook: the value of {options.url_variable} is not an http or https address",
             hint=f"export {options.url_variable}=https://…",

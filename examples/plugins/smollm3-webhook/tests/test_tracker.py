@@ -109,9 +109,13 @@ def test_a_wrong_address_is_not_in_the_error(address: str, tmp_path: Path, monke
     assert "secret" not in str(caught.value) and caught.value.__suppress_context__
 
 
-@pytest.mark.parametrize(("address", "problem"), [("", "is not set"), ("hooks.example", "is not an http")])
+@pytest.mark.parametrize(("address", "problem"), [
+    ("", "is not set"), ("hooks.example", "is not an http"), ("https://hooks.example/a secret", "is not an http"),
+    ("https://hooks.example/secret\n", "is not an http"),
+])  # fmt: skip
 def test_a_run_without_an_address_is_refused(address: str, problem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_URL", address)
     with pytest.raises(ConfigError, match=problem) as caught:
         check(WebhookOptions(url_variable="MY_URL"), Env(device="cpu", purpose=Purpose.TRAIN))
     assert "export MY_URL=https://" in str(caught.value.hint)
+    assert "secret" not in str(caught.value)
