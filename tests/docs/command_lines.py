@@ -177,7 +177,14 @@ def registry_with(files: tuple[str, ...]) -> Any:
     """The components of the installed plugins and of these files; without files, of those in examples/plugins too."""
     from smollm3_finetune.cli.session import discovered
 
-    return discovered(files or tuple(example_plugins()))
+    names = {Path(f).stem for f in files}
+    for name in names:  # a test may have imported another file of this name
+        sys.modules.pop(name, None)
+    try:
+        return discovered(files or tuple(example_plugins()))
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
 
 
 def example_plugins() -> Iterator[str]:
