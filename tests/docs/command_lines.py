@@ -98,7 +98,7 @@ def parse(line: str) -> Parsed:
     while words[:1] == ["-p"]:  # a file with the command
         words = words[2:]
     command: click.Command = cli
-    context = click.Context(cli, info_name="smollm3")
+    context = click.Context(cli, info_name="smollm3", **cli.context_settings)
     while isinstance(command, click.Group):
         if not words or words[0].startswith("-") or words[0] in ("VERB", "…"):
             break
