@@ -55,4 +55,5 @@ class Env:
     tools: frozenset[str] = frozenset()
     """Programs found on this machine: contains `c++` if there is a C++ compiler."""
     dtype: str = "float32"
-    """For `QuantizerSpec.bytes_for`: the dtype of the run, in which its model computes."""
+    """For `QuantizerSpec.bytes_for`: the dtype of the run, in which its model computes and a layer is given its weight:
+    `float32`, `bfloat16`, `float16` or `float64`."""

@@ -11,6 +11,7 @@ import importlib.metadata
 import inspect
 import itertools
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +23,17 @@ from smollm3_finetune.checks.findings import Finding
 from smollm3_finetune.checks.light import SLOW, Light, heavy_imports
 from smollm3_finetune.checks.probe import run_pieces
 from smollm3_finetune.components.contract import hint_of, near_hook, sentence
-from smollm3_finetune.components.discovery import GROUP, PluginSelection, discover
+from smollm3_finetune.components.discovery import GROUP, PluginSelection, discover, to_install
 from smollm3_finetune.components.kinds import COMMAND, KINDS
 from smollm3_finetune.components.lifetimes import HOOKS as LIFETIMES
 from smollm3_finetune.components.locations import own_line
-from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
+from smollm3_finetune.components.registry import (
+    PluginRecord,
+    RegisteredComponent,
+    Registry,
+    install_command,
+    known_components,
+)
 from smollm3_finetune.errors import ConfigError, PluginError, did_you_mean
 from smollm3_finetune.paths import user_path
 
@@ -125,10 +132,8 @@ def targets(
         exact = [r for r in registry.plugins if name in (r.name, r.distribution)]
         chosen = exact or [r for r in registry.plugins if (r.name, r.distribution) in offering]
         if not chosen:
-            known = [n for r in registry.plugins for n in (r.name, r.distribution)]
-            near = did_you_mean(name, [*known, *(o.spec.name for o in registry.components)])
-            hint = f"did you mean {near!r}?" if near else "smollm3 plugins list"
-            raise ConfigError(f"no installed plugin, distribution or component is named {name!r}", hint=hint)
+            raise ConfigError(f"no installed plugin, distribution or component is named {name!r}",
+                              hint=_hint_for_unknown(name, registry))  # fmt: skip
         if reported:  # only the plugins of the distribution that can be imported
             chosen = [r for r in chosen if r.status != "disabled"]
         elif chosen[0].status == "disabled":
@@ -137,6 +142,19 @@ def targets(
                 hint=f"omit -p no:{name}, and unset SMOLLM3_DISABLE_PLUGINS",
             )
     return [_target(record, registry, requested) for record in chosen]
+
+
+def _hint_for_unknown(name: str, registry: Registry) -> str:
+    """How to install a plugin of this name, or the name of an installed one that is meant."""
+    names = {n for r in registry.plugins for n in (r.name, r.distribution)}
+    near = did_you_mean(name, [*sorted(names), *(o.spec.name for o in registry.components)])
+    offered = {n: d for components in known_components().values() for n, d in components.items()}
+    if directory := to_install(name):
+        return directory
+    if name in offered or name in offered.values():
+        return install_command(name)
+    install = f"{install_command(shlex.quote(name))}; to see what is installed: smollm3 plugins list"
+    return f"did you mean {near!r}?" if near else install
 
 
 def _target(record: PluginRecord, registry: Registry, requested: tuple[str, ...]) -> Target:

@@ -13,7 +13,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class CommandGroup(click.Group):
-    """A group that names its commands, or the similar one, for a command that does not exist."""
+    """A group that names its commands, or the similar one, for a command that does not exist.
+
+    `for_path` is the command that takes a path which was typed without one, such as `smollm3 data stats --data`.
+    """
+
+    def __init__(self, *args: Any, for_path: str | None = None, **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.for_path = for_path
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -22,11 +29,19 @@ class CommandGroup(click.Group):
         commands = self.list_commands(ctx)
         if name not in commands and not name.startswith("-"):
             import difflib
+            import shlex
 
+            if self.for_path is not None and _is_path(name):
+                raise click.UsageError(f"No such command {name!r}\n  hint: {self.for_path} {shlex.quote(name)}", ctx)
             similar = difflib.get_close_matches(name, commands, n=1)
             hint = f"did you mean {similar[0]!r}?" if similar else f"commands: {', '.join(commands)}"
             raise click.UsageError(f"No such command {name!r}\n  hint: {hint}", ctx)
         return super().resolve_command(ctx, args)
+
+
+def _is_path(text: str) -> bool:
+    """Whether a user who typed this means a file or a directory, which may not exist."""
+    return bool(os.path.splitext(text)[1]) or os.sep in text or os.path.exists(text)
 
 
 class LazyGroup(CommandGroup):

@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +34,7 @@ from smollm3_finetune.components.contract import (
     sentence,
 )
 from smollm3_finetune.components.kinds import KINDS
-from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry
+from smollm3_finetune.components.registry import PluginRecord, RegisteredComponent, Registry, install_command
 from smollm3_finetune.components.snapshot import disabled_by_environment
 from smollm3_finetune.errors import ConfigError, PluginError, PluginTimeoutError, did_you_mean
 from smollm3_finetune.paths import user_path
@@ -41,6 +42,8 @@ from smollm3_finetune.version import __version__
 
 GROUP = "smollm3_finetune"
 CORE_DISTRIBUTION = "smollm3-finetune"
+PROJECT_FILES = ("pyproject.toml", "setup.py")
+"""What the directory of a package has."""
 T = TypeVar("T")
 
 
@@ -238,7 +241,7 @@ def _named(text: str) -> _Candidate:
         path = user_path(text, "the plugin file")
         if not path.is_file() or path.suffix != ".py":
             wrong = "is not a Python file" if path.exists() else "does not exist"
-            raise ConfigError(f"the plugin file {text!r} {wrong}", hint="-p PATH/TO/plugin.py")
+            raise ConfigError(f"the plugin file {text!r} {wrong}", hint=to_install(text) or "-p PATH/TO/plugin.py")
         path = path.resolve()
         return _Candidate(
             name=path.stem,
@@ -254,7 +257,8 @@ def _named(text: str) -> _Candidate:
     except Exception as e:  # find_spec("a.b") imports `a`
         raise PluginError(f"the plugin module {text!r} cannot be imported: {sentence(e)}") from e
     if found is None:
-        raise ConfigError(f"the plugin module {text!r} cannot be found", hint="-p PATH/TO/plugin.py")
+        hint = to_install(text) or "-p PATH/TO/plugin.py"
+        raise ConfigError(f"the plugin module {text!r} cannot be found", hint=hint)
     version = _file_version(Path(found.origin)) if found.origin and Path(found.origin).is_file() else "0"
     return _Candidate(
         name=text,
@@ -263,6 +267,14 @@ def _named(text: str) -> _Candidate:
         origin=f"module {text}",
         load=lambda: importlib.import_module(text),
     )
+
+
+def to_install(text: str) -> str | None:
+    """The command that installs the wheel or the directory of a package at this path; None if it is neither."""
+    wheel = text.endswith(".whl") and os.path.isfile(text)
+    if not wheel and not any(os.path.isfile(os.path.join(text, file)) for file in PROJECT_FILES):
+        return None
+    return install_command(shlex.quote(text if os.sep in text or text.startswith(".") else f".{os.sep}{text}"))
 
 
 def _file_version(path: Path) -> str:

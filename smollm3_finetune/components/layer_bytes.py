@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from smollm3_finetune.api import Env, LayerBytes, ModelSource
@@ -25,20 +26,21 @@ def effective_options(quantizer: SelectedComponent, source: ModelSource) -> Any:
 
 
 def layer_bytes(
-    quantizer: SelectedComponent, source: ModelSource, env: Env
+    quantizer: SelectedComponent, source: ModelSource, env: Env, dtype: str
 ) -> Callable[[tuple[int, int]], LayerBytes] | None:
     """A function from the shape (out, in) of a layer to its memory; None if the quantizer does not state it.
 
-    Raises PluginError if the quantizer raises or returns something else. Reads no weights.
+    `dtype` is that of the run, which `bytes_for` gets as `env.dtype`. Raises PluginError if the quantizer raises or
+    returns something else. Reads no weights.
     """
     spec, component = refined(quantizer, env), quantizer.component
     if spec.bytes_for is None:
         return None
-    options = effective_options(quantizer, source)
+    options, run = effective_options(quantizer, source), replace(env, dtype=dtype)
 
     def stated(shape: tuple[int, int]) -> LayerBytes:
         with attributed_to(component, "bytes_for()"):
-            found = component.waited(lambda: spec.bytes_for(options, shape, env), "bytes_for")
+            found = component.waited(lambda: spec.bytes_for(options, shape, run), "bytes_for")
             if not isinstance(found, LayerBytes):
                 raise TypeError(f"it returned {described(found)}, not LayerBytes")
         return found

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from smollm3_finetune.components.registry import RegisteredComponent
+from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
+from smollm3_finetune.components.registry import RegisteredComponent, install_command
 from smollm3_finetune.errors import IncompatibleError, SmolLM3Error, raise_all
 
 if TYPE_CHECKING:
@@ -41,10 +42,15 @@ def compare_recorded(recorded: Mapping[str, str], components: Iterable[Registere
         else:
             problems[former] = IncompatibleError(
                 f"{made} was made with {former} {old}, but {component.version} is installed",
-                hint=f"pip install {shlex.quote(f'{former}=={old}')}",
+                hint=_install(former, old),
             )
     raise_all([problems[name] for name in sorted(problems)])
     return list(lines.values())
+
+
+def _install(distribution: str, version: str) -> str:
+    wanted = shlex.quote(f"{distribution}=={version}")
+    return f"pip install {wanted}" if distribution == CORE_DISTRIBUTION else install_command(wanted)
 
 
 def keeps_meaning(old: str, component: RegisteredComponent) -> bool:

@@ -429,8 +429,9 @@ class Registry:
         if distribution and distribution not in {r.distribution for r in self.plugins}:
             offering = {o.distribution for o in self.of(kind) if bare in (o.spec.name, *o.spec.aliases)}
             near = did_you_mean(distribution, sorted(offering))
-            own = f"for a plugin of your own: -p {distribution}.py or -p {distribution}"
-            hint = f"{install_command(distribution)}, or {own}"
+            hint = install_command(distribution)
+            if all(part.isidentifier() for part in distribution.split(".")):  # it may be a file or a module of -p
+                hint += f", or for a plugin of your own: -p {distribution}.py or -p {distribution}"
             return UnknownComponentError(
                 f"the {kind.name} {name!r} is not installed", hint=f"did you mean '{near}:{bare}'?" if near else hint
             )

@@ -169,7 +169,7 @@ def _quantize(plan: Plan, model: PreTrainedModel) -> None:
 
     quantizer, source = plan.model.quantizer, plan.model.source
     title = quantizer.component.title
-    stated = layer_bytes(quantizer, source, replace(plan.model.env, dtype=plan.model.context.dtype))
+    stated = layer_bytes(quantizer, source, plan.model.env, plan.model.context.dtype)
     if stated is None:
         raise Unknown(f"{title} does not state the memory of its layers")
     if quantizer.component.full_name == NONE:

@@ -6,6 +6,7 @@ The generated plugin works and passes its tests unchanged; the author replaces t
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import shutil
 import sys
@@ -40,6 +41,7 @@ from smollm3_finetune.version import __version__
 TEMPLATES = Path(__file__).with_name("templates")
 HOST = f"smollm3-finetune>={__version__}"
 TORCH = "torch>=2.6"
+LINE_LENGTH = 120
 OPTIONS_ROW = "| `{package}/options.py` | the options with defaults, ranges and help; must not import torch either |\n"
 
 
@@ -183,7 +185,7 @@ class Scaffold:
         file = f"{template}.tmpl" if folder else f"{template}.py.tmpl"
         text = (TEMPLATES / (folder or self.kind.name) / file).read_text(encoding="utf-8")
         sample = SAMPLES[self.kind]
-        return Template(text).substitute(
+        filled = Template(text).substitute(
             name=self.name,
             package=self.package,
             distribution=self.distribution,
@@ -198,6 +200,7 @@ class Scaffold:
             use=self.use,
             api=API_VERSION,
         )
+        return filled if folder else _with_short_imports(filled)
 
 
 def plan_scaffold(kind_name: str, name: str, output: str | None, *, single: bool) -> Scaffold:
@@ -217,6 +220,18 @@ def plan_scaffold(kind_name: str, name: str, output: str | None, *, single: bool
     if single:
         _check_module_name(path)
     return Scaffold(kind=kind, name=name, path=path, single=single)
+
+
+def _with_short_imports(source: str) -> str:
+    """The source with one imported name on each line where a long name of the plugin makes the line too long."""
+
+    def shortened(line: re.Match[str]) -> str:
+        if len(line[0]) <= LINE_LENGTH:
+            return line[0]
+        names = "".join(f"    {name},\n" for name in line["names"].split(", "))
+        return f"from {line['module']} import (\n{names})"
+
+    return re.sub(r"^from (?P<module>\S+) import (?P<names>[\w, ]+)$", shortened, source, flags=re.MULTILINE)
 
 
 def _as_name(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from smollm3_finetune.api import AdapterSpec, CheckpointQuantizer, Env, ModelSource, Op, Purpose, options_dict
 from smollm3_finetune.components.kinds import ADAPTER, EXPORTER, QUANTIZER, Kind
 from smollm3_finetune.components.negotiation import environment, provided, refined
-from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to
+from smollm3_finetune.components.registry import RegisteredComponent, Registry, attributed_to, install_command
 from smollm3_finetune.components.requirements import requirement_problems
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.options import build
@@ -115,7 +115,7 @@ def _find(registry: Registry, name: str, kind: Kind | None) -> RegisteredCompone
         return found[0]
     if kind is not None:
         raise unknown[0]
-    install = next((e for e in unknown if (e.hint or "").startswith(("pip install ", "omit "))), None)
+    install = next((e for e in unknown if (e.hint or "").startswith((install_command(""), "omit "))), None)
     if install is not None:
         raise UnknownComponentError(install.message, hint=install.hint)
     names = _formats(registry, environment("cpu", Purpose.TRAIN))

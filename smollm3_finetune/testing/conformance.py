@@ -90,7 +90,7 @@ class Conformance:
         choice, error = outcome(chosen)
         if isinstance(error, SmolLM3Error):
             hint = f" ({error.hint})" if error.hint else ""
-            install = "" if self.plugins else "; install the tested package: pip install -e ."
+            install = "" if self.plugins else "; install the tested package: smollm3 plugins install ."
             fail(f"{error.message}{hint}{install if isinstance(error, UnknownComponentError) else ''}")
         if choice is None:
             assert error is not None

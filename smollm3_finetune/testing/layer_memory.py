@@ -18,7 +18,8 @@ class LayerMemoryTests(QuantizerCase):
     """The tests of a quantizer that states the memory of its layers."""
 
     def test_bytes_for_states_what_a_layer_keeps(self, tmp_path: Path) -> None:
-        stated = layer_bytes(self.choose(), self.source(tmp_path), environment(self.device, Purpose.TRAIN))
+        env = environment(self.device, Purpose.TRAIN)
+        stated = layer_bytes(self.choose(), self.source(tmp_path), env, self.dtype)
         if stated is None:
             skip("the descriptor has no bytes_for()")
         for layer in self.viewed(tmp_path)[1]:
@@ -29,7 +30,7 @@ class LayerMemoryTests(QuantizerCase):
             demand(
                 (about.kept, about.sharded) == (kept, divided),
                 f"{layer.name} {tuple(layer.view.shape)} keeps {kept} bytes, of which FSDP 2 divides {divided}, but "
-                f"bytes_for() states {about.kept} and {about.sharded}",
+                f"bytes_for() states {about.kept} and {about.sharded} for env.dtype={self.dtype!r}",
             )
             demand(about.transient >= 0, f"bytes_for() states {about.transient} transient bytes")
 

@@ -113,7 +113,8 @@ def _quantized_bytes(model: ModelPlan) -> int | None:
     """The memory of the layers that the quantizer quantizes, as it states it; None if unknown."""
     from smollm3_finetune.api import architecture_of, linear_layers
 
-    stated, skeleton = layer_bytes(model.quantizer, model.source, model.env), architecture_of(model.source)
+    stated = layer_bytes(model.quantizer, model.source, model.env, model.context.dtype)
+    skeleton = architecture_of(model.source)
     if stated is None or skeleton is None:
         return None
     linears = linear_layers(skeleton)[0].values()

@@ -425,7 +425,22 @@ def test_an_unknown_name_is_an_error_with_a_suggestion(cli: Cli, fake_distributi
     assert (result.code, "is disabled" in result.stderr) == (2, True)
     assert "acme_hooks" not in sys.modules
     assert cli("plugins", "check", "gone.py").code == 2
+    assert "hint: smollm3 plugins install xyzzy; to see" in cli("plugins", "check", "xyzzy").stderr
     assert cli("plugins", "check", "--no-plugins").code == 2
+
+
+def test_a_package_that_is_not_installed_is_refused_with_the_command_that_installs_it(cli: Cli, isolated: Path) -> None:
+    project = isolated / "smollm3-lengths" / "pyproject.toml"
+    project.parent.mkdir()
+    (isolated / "other").mkdir()
+    assert "hint: -p PATH/TO/plugin.py" in cli("plugins", "check", "./other").stderr
+    project.touch()
+    for text in ("./smollm3-lengths", "smollm3-lengths/", "smollm3-lengths", str(project.parent)):
+        result = cli("plugins", "check", text)
+        shown = text if "/" in text else f"./{text}"
+        assert (result.code, result.stderr.partition("hint: ")[2]) == (2, f"smollm3 plugins install {shown}\n")
+    result = cli("plugins", "list", "-p", "smollm3-lengths")
+    assert (result.code, "hint: smollm3 plugins install ./smollm3-lengths\n" in result.stderr) == (2, True)
 
 
 def test_a_file_that_is_also_installed_is_checked_as_a_file(cli: Cli, fake_distribution: Any) -> None:

@@ -49,6 +49,9 @@ def test_a_full_name_that_is_not_installed_shows_how_to_install_it() -> None:
     assert caught.value.hint == (
         "smollm3 plugins install kernels, or for a plugin of your own: -p kernels.py or -p kernels"
     )
+    with pytest.raises(UnknownComponentError) as caught:  # neither a file nor a module can have this name
+        TWO.find(QUANTIZER, "smollm3-ternary:int3")
+    assert caught.value.hint == "smollm3 plugins install smollm3-ternary"
     with pytest.raises(UnknownComponentError) as caught:
         TWO.find(QUANTIZER, "acmee:int8")
     assert caught.value.hint == "did you mean 'acme:int8'?"

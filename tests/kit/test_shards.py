@@ -56,3 +56,12 @@ def test_stated_bytes_are_those_of_a_layer(tmp_path: Path) -> None:
     assert "which FSDP 2 divides 4352, but bytes_for() states 4351 and 4351" in str(stated(unstated=1))
     assert "of which FSDP 2 divides 0, but" in str(stated(keeps="buffers"))
     assert "keeps 8448 bytes" in str(stated(keeps="a-copy"))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_bytes_are_stated_for_the_dtype_in_which_the_layers_are_loaded(dtype: str, tmp_path: Path) -> None:
+    """The scales have the dtype of the run, so the bytes for another dtype would be wrong."""
+    case = type("Case", (Dividing,), {"dtype": dtype})()
+    assert outcome(case.test_bytes_for_states_what_a_layer_keeps, tmp_path) is None
+    wrong = type("Case", (Dividing,), {"dtype": dtype, "options": {"unstated": 1}})()
+    assert f"for env.dtype='{dtype}'" in str(outcome(wrong.test_bytes_for_states_what_a_layer_keeps, tmp_path))

@@ -34,7 +34,8 @@ def _refine(spec, options, env):
 
 
 def _bytes(options, shape, env):
-    kept = shape[0] * shape[1] + 4 * shape[0] - options.unstated
+    scale = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}[env.dtype]  # as the weight has
+    kept = shape[0] * shape[1] + scale * shape[0] - options.unstated
     return LayerBytes(kept=kept, sharded=kept)
 
 

@@ -161,7 +161,7 @@ def test_every_command_refuses_a_run_of_another_major_version(cli: Cli, fake_dis
         done = cli(*command)
         assert (done.code, done.stdout) == (3, ""), (name, done.stderr)
         assert "but 2.0 is installed" in done.stderr, (name, done.stderr)
-        assert "hint: pip install acme-scale==1." in done.stderr, (name, done.stderr)
+        assert "hint: smollm3 plugins install acme-scale==1." in done.stderr, (name, done.stderr)
         assert "targets" not in done.stderr
         assert not Path("merged").exists()
     with pytest.raises(IncompatibleError, match=r"the adapter run/adapter was made with acme-scale 1\.\S+, but 2\.0"):

@@ -23,7 +23,7 @@ from smollm3_finetune.api import API_VERSION
 from smollm3_finetune.cli.commands.plugins_new import KINDS as OFFERED
 from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.components.kinds import KINDS
-from smollm3_finetune.scaffold.write import SAMPLES, TEMPLATES
+from smollm3_finetune.scaffold.write import SAMPLES, TEMPLATES, plan_scaffold
 
 NAMES = tuple(k.name for k in KINDS)
 TEMPLATE_NAMES = {"hooks", "options", "implementation", "single", "test"}
@@ -154,6 +154,20 @@ def test_new_files_are_formatted_and_pass_the_lint_rules(packages: dict[str, Pat
             done = subprocess.run([sys.executable, "-m", "ruff", *words, "--isolated", "--line-length", "120", "."],
                                   cwd=directory, capture_output=True, text=True, check=False)  # fmt: skip
             assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
+def test_imports_are_sorted_for_a_name_of_any_letters_and_length(isolated: Path) -> None:
+    """The class names of a plugin may sort before or after every other name, and may make a line too long."""
+    packages = []
+    for kind in NAMES:
+        for name in ("aa", "ro-zeta", "ternary", "z9-zulu", f"my-{'very-' * 8}long-name"):
+            packages.append(f"{kind}-{name}")
+            plan_scaffold(kind, name, packages[-1], single=False).write()
+            plan_scaffold(kind, name, f"{packages[-1].replace('-', '_')}.py", single=True).write()
+    command = [sys.executable, "-m", "ruff", "check", "--select", "I", "--isolated", "--line-length", "120"]
+    done = subprocess.run([*command, "--config", f"src={json.dumps(packages)}", "."], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_files_of_every_kind_train_one_run_together(cli: Cli, run_cli: Cli, isolated: Path) -> None:

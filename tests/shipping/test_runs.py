@@ -11,9 +11,11 @@ from shipped_models import PLUGIN
 
 from smollm3_finetune import finetune
 from smollm3_finetune.api import Requires
+from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.config.load import Setting, as_dict, assemble, assignment, file_settings, set_options, ship_config
 from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, MissingRequirementError, SmolLM3Error
+from smollm3_finetune.shipping.target import _find
 
 KEY = ("train", "ship_as")
 
@@ -100,6 +102,12 @@ def test_what_does_not_go_is_refused_with_what_does(ship_as: Any, more: dict[str
         planned(ship_as, **more)
     assert says in refused.value.message
     assert hint in (refused.value.hint or "")
+
+
+def test_a_format_of_a_plugin_that_is_not_installed_shows_how_to_install_it() -> None:
+    with pytest.raises(SmolLM3Error, match="the quantizer 'bnb-4bit' is not installed") as refused:
+        _find(Registry(components=()), "bnb-4bit", None)
+    assert refused.value.hint == "smollm3 plugins install bnb-4bit"
 
 
 @pytest.mark.plugins

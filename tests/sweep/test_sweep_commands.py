@@ -20,6 +20,12 @@ Cli = Callable[..., Any]
     [
         (("sweep", "s.yaml"), "smollm3 sweep run s.yaml"),
         (("sweep", "rum", "s.yaml"), "did you mean 'run'?"),
+        (("pipeline", "s.yaml"), "smollm3 pipeline run s.yaml"),
+        (("config", "s.yaml"), "smollm3 config validate --config s.yaml"),
+        (("data", "my rows.jsonl"), "smollm3 data stats --data 'my rows.jsonl'"),
+        (("data", "previw"), "did you mean 'preview'?"),
+        (("runs", "runs/gone"), "smollm3 runs show runs/gone"),
+        (("plugins", "mine.py"), "smollm3 plugins check mine.py"),
         (("train", "--config", "s.yaml"), "smollm3 sweep run s.yaml"),
         (("pipeline", "run", "s.yaml"), "smollm3 train --config s.yaml"),
         (("sweep", "run", "t.yaml"), "YAML files in the current directory: s.yaml"),

@@ -297,21 +297,27 @@ def test_an_adapter_that_cannot_be_divided_is_refused(cli: Callable[..., Any]) -
 
 
 @pytest.mark.parametrize(
-    ("keeps", "line"),
+    ("keeps", "dtype", "scale", "line"),
     [
-        ("parameters", "FSDP 2 divides the weights among 2 processes"),
-        (
-            "undeclared",
-            "FSDP 2 divides the weights among 2 processes; quantized weights are replicated on each process: {size} "
-            "(codes are buffers)",
+        ("parameters", "float32", 4, "FSDP 2 divides the weights among 2 processes"),
+        *(
+            (
+                "undeclared", dtype, scale,
+                "FSDP 2 divides the weights among 2 processes; quantized weights are replicated on each process: "
+                "{size} (codes are buffers)",
+            )
+            for dtype, scale in (("float32", 4), ("float64", 8))
         ),
     ],
-)
-def test_planning_says_what_each_process_keeps(cli: Callable[..., Any], keeps: str, line: str) -> None:
+)  # fmt: skip
+def test_planning_says_what_each_process_keeps(
+    cli: Callable[..., Any], keeps: str, dtype: str, scale: int, line: str
+) -> None:
     plugins = [a for n in ("dividing_quantizer", "scale_adapter") for a in ("-p", str(OUT_OF_TREE / f"{n}.py"))]
-    quantized = ("--quant", "dividing", "--quant-opt", f"keeps={keeps}", "--adapter", "scale", "--device", "cpu")
+    quantized = ("--quant", "dividing", "--quant-opt", f"keeps={keeps}", "--adapter", "scale", "--device", "cpu",
+                 "--dtype", dtype)  # fmt: skip
     shapes = [w.shape for name, w in load_model("tiny").model.named_parameters() if "proj" in name]
-    line = line.format(size=shown_bytes(sum(outputs * inputs + 4 * outputs for outputs, inputs in shapes)))
+    line = line.format(size=shown_bytes(sum(outputs * inputs + scale * outputs for outputs, inputs in shapes)))
     result = cli("train", *plugins, *quantized, *LAUNCHER, "--dry-run")
     assert f"# weights  {line}\n" in result.stdout, result.stderr
     alone = cli("train", *plugins, *quantized, "--dry-run", "--json")

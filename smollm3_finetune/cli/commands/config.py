@@ -12,7 +12,11 @@ from smollm3_finetune.cli.parsing import CommandGroup, RowsCommand
 from smollm3_finetune.cli.session import find_plugins, load_configuration, prints_result
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup,
+    for_path="smollm3 config validate --config",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def config() -> None:
     """Show or check a configuration, list presets, or print the JSON schema."""
 

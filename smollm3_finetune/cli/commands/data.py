@@ -34,7 +34,11 @@ def data_options(f: F) -> F:
     return f
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup,
+    for_path="smollm3 data stats --data",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def data() -> None:
     """Preview training rows: text, tokens, loss mask, counts.
 

@@ -16,6 +16,11 @@ PIPELINE_COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, table=PIPELINE_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    table=PIPELINE_COMMANDS,
+    for_path="smollm3 pipeline run",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def pipeline() -> None:
     """Train, merge, quantize and evaluate in stages that one file describes."""

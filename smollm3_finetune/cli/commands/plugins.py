@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from smollm3_finetune.config.options import OptionInfo
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup,
+    for_path="smollm3 plugins check",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def plugins() -> None:
     """Find, install, inspect, check or create plugins."""
 

@@ -15,6 +15,11 @@ RUNS_COMMANDS = {
 }
 
 
-@click.group(cls=LazyGroup, table=RUNS_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    table=RUNS_COMMANDS,
+    for_path="smollm3 runs show",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def runs() -> None:
     """List, show, compare, report on or prune runs."""
