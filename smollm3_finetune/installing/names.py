@@ -6,7 +6,7 @@ the default package index, where a stranger's version 99 would win over the righ
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
@@ -52,12 +52,12 @@ def distributions_in(folders: Iterable[Path]) -> list[str]:
     return list(dict.fromkeys(name for name, _ in map(of_file_name, files) if name is not None))
 
 
-def meant_wheel(folders: Iterable[Path], name: str) -> str | None:
+def meant_wheel(folders: Collection[Path], name: str) -> str | None:
     """The distribution whose wheel is in a folder, and whose plugin a user calls by its short name; None: not needed.
 
     A folder that has the name itself needs no suggestion.
     """
-    folders, own = list(folders), canonicalize_name(name)
+    own = canonicalize_name(name)
     known = distributions_in(folders)
     if own in known:
         return None
@@ -75,6 +75,9 @@ def _plugins(folders: Iterable[Path], distribution: str) -> tuple[str, ...]:
         return ()
 
 
-def near_wheel(folders: Iterable[Path], name: str) -> str | None:
+def near_wheel(folders: Collection[Path], name: str) -> str | None:
     """The distribution in folders of wheels that a mistyped name may mean."""
-    return meant_wheel(folders, name) or did_you_mean(canonicalize_name(name), distributions_in(folders))
+    found = distributions_in(folders)
+    names = {**{one.removeprefix("smollm3-"): one for one in found}, **{one: one for one in found}}
+    near = did_you_mean(canonicalize_name(name), names)
+    return meant_wheel(folders, name) or (names[near] if near is not None else None)

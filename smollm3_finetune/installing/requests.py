@@ -73,6 +73,8 @@ class Parser:
     """The clone that this smollm3 is from."""
     has_source: bool = False
     """Whether the user said where wheels are."""
+    named_source: bool = False
+    """Whether an option of this command does, not only a variable of pip or uv."""
     has_index: bool = False
     """Whether the user replaced the default package index."""
     folders: tuple[Path, ...] = ()
@@ -112,7 +114,7 @@ class Parser:
         if one is not None and not one.is_plugin:
             raise not_a_plugin(one.title, text)
         if one is None and not wanted.specifier:
-            if not self.has_source and Path(wanted.name, "pyproject.toml").is_file():
+            if not self.named_source and Path(wanted.name, "pyproject.toml").is_file():
                 raise ConfigError(f"the plugin index has no {wanted.name!r}, but there is a directory of that name",
                                   hint=f"smollm3 plugins install ./{text}; to install a wheel of that name: "
                                        "--find-links DIR")  # fmt: skip
@@ -152,7 +154,7 @@ class Parser:
         file = newest_file(self.folders, entry.name, wanted.specifier)
         if file is None:
             clone = f"; in a clone of the repository: smollm3 plugins install ./{entry.folder}"
-            where = f", and {self.folders[0]} has no {wanted}" if self.folders else ""
+            where = f", and {self.folders[0]} has no {entry.name}{wanted.specifier}" if self.folders else ""
             why = "was not published together with this smollm3-finetune" if entry.folder else (
                 "is not on the default package index, as the plugin index states")  # fmt: skip
             raise ConfigError(f"{entry.name} {why}{where}", hint="name a source: --find-links DIR"

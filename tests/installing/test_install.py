@@ -85,11 +85,8 @@ def test_a_plugin_is_installed_with_what_it_requires_checked_and_uninstalled(
     assert (environment.site / "acme_base.py").is_file()
 
     asked = environment("uninstall", "acme")
-    assert (asked.code, "would uninstall: acme-rows 1.0" in asked.stdout, "pass --yes" in asked.stderr) == (
-        2,
-        True,
-        True,
-    )
+    assert (asked.code, "would uninstall: acme-rows 1.0" in asked.stdout) == (2, True)
+    assert "hint: pass --yes" in asked.stderr
     assert (environment.site / "acme_rows").exists()
     removed = environment("uninstall", "acme", "--yes")
     assert removed.code == 0, removed.stderr

@@ -176,8 +176,10 @@ def test_a_bare_name_of_a_directory_needs_a_slash(isolated: Path) -> None:
 def test_a_named_source_wins_over_a_directory_of_that_name(isolated: Path) -> None:
     (isolated / "acme-rows").mkdir()
     (isolated / "acme-rows" / "pyproject.toml").write_text(PROJECT + ENTRY)
-    request = parser(has_source=True).parse("acme-rows")
+    request = parser(named_source=True).parse("acme-rows")
     assert (request.argument, request.is_name) == (("acme-rows",), True)
+    with pytest.raises(ConfigError, match="there is a directory of that name"):
+        parser(named_source=False).parse("acme-rows")  # a variable of pip alone is not an answer to this command
 
 
 @pytest.mark.parametrize("name", ["ternary", "threes"])

@@ -73,8 +73,8 @@ def install(
     check_environment()
     known, installer, found = plugin_index(index), choose_installer(), installed()
     parser = Parser(index=known, found=found, repository=repository(), has_source=sources.names_any(installer),
-                    has_index=sources.names_index(installer), folders=sources.folders(installer),
-                    copies=copies)  # fmt: skip
+                    named_source=sources.named, has_index=sources.names_index(installer),
+                    folders=sources.folders(installer), copies=copies)  # fmt: skip
     requests = parser.parse_all(plugins)
     say(f"resolving with {installer.name} …")
     plan = make_plan(requests, installer, sources, found, known, allow_change)
