@@ -139,6 +139,10 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
+SHORT, SHORT_CUTOFF = 4, 0.65
+"""Two names must be more similar if one has so few letters: in short words, equal letters are often chance."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The known name most similar to a mistyped one, or None."""
     import difflib  # imported only for a typo, which keeps --help fast
@@ -150,6 +154,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     if len(name) > 2 and (longer := [n for n in known if n.lower().startswith(name.lower())]):
         return longer[0]
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.55)
+    near = set(difflib.get_close_matches(name, close, n=5, cutoff=SHORT_CUTOFF))
+    close = [n for n in close if min(len(n), len(name)) > SHORT or n in near]
     swapped = [n for n in close if sorted(n) == sorted(name)]  # swapped letters are the most common typo
     return next(iter((*swapped, *close)), None)
 

@@ -18,7 +18,9 @@ from smollm3_finetune.testing.commands import Result, smollm3
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which may be while tests are collected
 if "SMOLLM3_CORE_ALONE" in os.environ:  # in each of pytest's processes
     assert importlib.util.find_spec("peft") is None, "core is not alone"
-PLUGIN_VARIABLES = ("SMOLLM3_DISABLE_PLUGINS", "SMOLLM3_STRICT_PLUGINS", "SMOLLM3_TRACE_PLUGINS")
+PLUGIN_VARIABLES = (
+    "SMOLLM3_DISABLE_PLUGINS", "SMOLLM3_STRICT_PLUGINS", "SMOLLM3_TRACE_PLUGINS", "SMOLLM3_PLUGIN_INDEX",
+)  # fmt: skip
 GROUP = "smollm3_finetune"
 LONGEST = ("two_processes", "merge", "compiling", "train", "tutorials", "gptqmodel", "quantizing", "sharding", "check",
            "measure", "kit")  # fmt: skip

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -33,6 +34,8 @@ from smollm3_finetune.model_files.imports import quick_imports
 T = TypeVar("T")
 INDEX_FILE = Path(__file__).parents[1] / "installing" / "index.json"
 """The plugins of this project and what each offers; `scripts/plugin_index.py` writes it."""
+INDEX_VARIABLE = "SMOLLM3_PLUGIN_INDEX"
+"""The variable with the file or address of a newer index, which `plugins index` writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,13 +286,26 @@ def _claims(component: RegisteredComponent, subject: Any) -> bool:
 
 
 def known_components() -> dict[str, dict[str, str]]:
-    """For each kind, the names of this project's components and the distribution of each; see `install_command`."""
-    plugins = json.loads(INDEX_FILE.read_text(encoding="utf-8"))["plugins"]
+    """For each kind, the names of the index's components and the distribution of each; see `install_command`.
+
+    The file of the variable adds to those of this project, unless it is damaged: `plugins install` says so. An address
+    in it is not read: only commands that install or search use a network.
+    """
+    known = _components_of(INDEX_FILE)
+    if (more := os.environ.get(INDEX_VARIABLE)) and "://" not in more:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            for kind, names in _components_of(Path(more).expanduser()).items():
+                known[kind] = {**names, **known.get(kind, {})}
+    return known
+
+
+def _components_of(file: Path) -> dict[str, dict[str, str]]:
+    plugins = json.loads(file.read_text(encoding="utf-8"))["plugins"]
     known: dict[str, dict[str, str]] = {}
-    for plugin in sorted(plugins, key=lambda p: not p["published"]):
-        for component in plugin["components"]:
-            for name in (component["name"], *component["aliases"]):
-                known.setdefault(component["kind"], {}).setdefault(name, plugin["name"])
+    for plugin in sorted(plugins, key=lambda p: not p.get("published", True)):
+        for component in plugin.get("components", ()):
+            for name in (component["name"], *component.get("aliases", ())):
+                known.setdefault(component["kind"], {}).setdefault(str(name), str(plugin["name"]))
     return known
 
 

@@ -1,11 +1,12 @@
 """The index of plugins: what each distribution offers, as data in this package, plus a newer file if named.
 
-No plugin and no library of one is imported. The file is written by `scripts/plugin_index.py`.
+No plugin and no library of one is imported. `scripts/plugin_index.py` writes the file, `plugins index` a newer one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from smollm3_finetune.components.contract import NAME
 from smollm3_finetune.components.kinds import KINDS
-from smollm3_finetune.components.registry import INDEX_FILE
+from smollm3_finetune.components.registry import INDEX_FILE, INDEX_VARIABLE
 from smollm3_finetune.errors import ConfigError, did_you_mean
 
 FORMAT = 1
@@ -137,14 +138,19 @@ def embedded_index() -> PluginIndex:
 
 
 def plugin_index(newer: str | None = None) -> PluginIndex:
-    """The index in this package, and over it that of a file or a URL. Raises ConfigError if that one is invalid."""
-    index = embedded_index()
+    """The index in this package, and over it that of a file or a URL, which `--index` names or else the variable.
+
+    Raises ConfigError if that one is invalid.
+    """
+    index, origin = embedded_index(), "--index"
+    if newer is None:
+        newer, origin = os.environ.get(INDEX_VARIABLE) or None, INDEX_VARIABLE
     if newer is None:
         return index
     from smollm3_finetune.installing.failures import without_secrets
     from smollm3_finetune.installing.index_source import index_text
 
-    return index.with_newer(parsed(index_text(newer), without_secrets(newer)))
+    return index.with_newer(parsed(index_text(newer, origin), f"{without_secrets(newer)} ({origin})"))
 
 
 def parsed(text: str, source: str) -> PluginIndex:

@@ -57,6 +57,11 @@ class Sources:
         """Whether the default package index is not used: an option or a variable names another one, or none."""
         return bool(self.index_url or self.offline) or any(os.environ.get(v) for v in INDEXES[installer.name])
 
+    @property
+    def named(self) -> bool:
+        """Whether an option names a source."""
+        return bool(self.index_url or self.find_links or self.offline)
+
     def names_any(self, installer: Installer) -> bool:
         """Whether the user names a source: an option, or a variable of pip or uv."""
         return bool(self.find_links or os.environ.get(FOLDERS[installer.name])) or self.names_index(installer)

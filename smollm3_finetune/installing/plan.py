@@ -18,6 +18,7 @@ from smollm3_finetune.installing.environment import InstalledDistribution, const
 from smollm3_finetune.installing.failures import NotFound
 from smollm3_finetune.installing.index import PluginIndex
 from smollm3_finetune.installing.installer import Installer, Resolved, Sources
+from smollm3_finetune.installing.names import NAMES_OF_COMPONENTS, near_wheel
 from smollm3_finetune.installing.requests import Request, not_a_plugin
 
 
@@ -99,7 +100,7 @@ def make_plan(
     try:
         resolved = installer.resolve([r.argument for r in requests], pins.values(), sources, upgrades)
     except NotFound as e:
-        raise _not_found(e, requests, index, installer, found) from e
+        raise _not_found(e, requests, index, installer, sources, found) from e
     changes = [_change(one, requests, found) for one in resolved]
     plan = Plan(
         requests=tuple(requests),
@@ -201,7 +202,7 @@ def _name(requirement: str) -> str:
 
 
 def _not_found(
-    error: NotFound, requests: Sequence[Request], index: PluginIndex, installer: Installer,
+    error: NotFound, requests: Sequence[Request], index: PluginIndex, installer: Installer, sources: Sources,
     found: Mapping[str, InstalledDistribution],
 ) -> Exception:  # fmt: skip
     """The error of a distribution that no source has, with what the user may have meant."""
@@ -220,8 +221,9 @@ def _not_found(
         folder = request.from_index.folder
         clone = f"; in a clone of the repository: smollm3 plugins install ./{folder}" if folder else ""
         return ConfigError(error.message, hint=f"name a source: --find-links DIR, or --index-url URL{clone}")
-    near = index.near(name)
-    return ConfigError(error.message, hint=f"did you mean {near!r}?" if near else "smollm3 plugins search WORD")
+    near = near_wheel(sources.folders(installer), name) or index.near(name)
+    advice = f"did you mean {near}? " if near else "smollm3 plugins search WORD; "
+    return ConfigError(error.message, hint=f"{advice}{NAMES_OF_COMPONENTS}")
 
 
 def newer(before: str | None, after: str) -> str:

@@ -23,7 +23,13 @@ from smollm3_finetune.installing.environment import InstalledDistribution
 from smollm3_finetune.installing.failures import without_secrets
 from smollm3_finetune.installing.index import IndexedPlugin, PluginIndex
 from smollm3_finetune.installing.index_source import LOCAL
-from smollm3_finetune.installing.names import may_be_anybodys, newest_file, of_file_name
+from smollm3_finetune.installing.names import (
+    NAMES_OF_COMPONENTS,
+    may_be_anybodys,
+    meant_wheel,
+    newest_file,
+    of_file_name,
+)
 from smollm3_finetune.paths import user_path
 
 ARCHIVES = (".tar.gz", ".zip")
@@ -67,6 +73,8 @@ class Parser:
     """The clone that this smollm3 is from."""
     has_source: bool = False
     """Whether the user said where wheels are."""
+    named_source: bool = False
+    """Whether an option of this command does, not only a variable of pip or uv."""
     has_index: bool = False
     """Whether the user replaced the default package index."""
     folders: tuple[Path, ...] = ()
@@ -106,9 +114,14 @@ class Parser:
         if one is not None and not one.is_plugin:
             raise not_a_plugin(one.title, text)
         if one is None and not wanted.specifier:
-            if Path(wanted.name, "pyproject.toml").is_file():
+            if not self.named_source and Path(wanted.name, "pyproject.toml").is_file():
                 raise ConfigError(f"the plugin index has no {wanted.name!r}, but there is a directory of that name",
-                                  hint=f"smollm3 plugins install ./{text}")  # fmt: skip
+                                  hint=f"smollm3 plugins install ./{text}; to install a wheel of that name: "
+                                       "--find-links DIR")  # fmt: skip
+            if (wheel := meant_wheel(self.folders, wanted.name)) is not None:
+                raise ConfigError(f"neither the plugin index nor --find-links has {wanted.name!r}",
+                                  hint=f"did you mean {wheel}? {NAMES_OF_COMPONENTS}; to install the distribution "
+                                       f"{name}: smollm3 plugins install '{name}>=0'")  # fmt: skip
             near = self.index.near(wanted.name) if len(wanted.name) > 2 and not self.has_source else None
             if near is not None:
                 anyway = shlex.quote(f"{wanted.name}>=0")
@@ -141,9 +154,11 @@ class Parser:
         file = newest_file(self.folders, entry.name, wanted.specifier)
         if file is None:
             clone = f"; in a clone of the repository: smollm3 plugins install ./{entry.folder}"
-            where = f", and {self.folders[0]} has no {wanted}" if self.folders else ""
-            raise ConfigError(f"{entry.name} was not published together with this smollm3-finetune{where}",
-                              hint=f"name a source: --find-links DIR{clone if entry.folder else ''}")  # fmt: skip
+            where = f", and {self.folders[0]} has no {entry.name}{wanted.specifier}" if self.folders else ""
+            why = "was not published together with this smollm3-finetune" if entry.folder else (
+                "is not on the default package index, as the plugin index states")  # fmt: skip
+            raise ConfigError(f"{entry.name} {why}{where}", hint="name a source: --find-links DIR"
+                              f"{clone if entry.folder else ', or --index-url URL'}")  # fmt: skip
         return replace(path_request(f"{file}{extras}", copies=True), text=text, from_index=entry)
 
 

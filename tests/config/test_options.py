@@ -176,6 +176,8 @@ def test_describing_options_does_not_import_pydantic() -> None:
 def test_a_suggestion_is_the_most_similar_name_or_none() -> None:
     assert did_you_mean("gtpq", ["gptq", "none"]) == "gptq"
     assert did_you_mean("xyzzy", ["gptq", "none"]) is None
+    assert did_you_mean("ternary", ["ray"]) is None  # equal letters of a short word are chance
+    assert did_you_mean("hqk", ["hqq", "awq"]) == "hqq"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,11 +50,11 @@ def _quoted(words: list[str]) -> str:
 
 
 def _pip(words: list[str], page: str, absent: Collection[str]) -> None:
-    assert words[0] in ("install", "download", "uninstall", "show", "freeze"), f"pip {words[0]}"
+    assert words[0] in ("install", "wheel", "download", "uninstall", "show", "freeze"), f"pip {words[0]}"
     rest = words[1:]
     while rest:
         word = rest.pop(0)
-        if word in ("-c", "-r", "--index-url", "--find-links"):
+        if word in ("-c", "-r", "--index-url", "--find-links", "--wheel-dir"):
             value = rest.pop(0)
             assert word not in ("-c", "-r") or (ROOT / value).exists(), f"{value} does not exist"
         elif word.startswith("./plugins/*"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hand_made_wheels import HOOKS
 
 from smollm3_finetune.components.registry import INDEX_FILE
 from smollm3_finetune.errors import ConfigError
@@ -17,6 +18,7 @@ from smollm3_finetune.installing.index import embedded_index, parsed, plugin_ind
 
 ROOT = Path(__file__).parents[2]
 Cli = Callable[..., Any]
+PLUGIN_MODULES = {"acme_rows": HOOKS}
 
 
 FORMATTER = {"kind": "formatter", "name": "acme", "aliases": ["rows-of-acme"], "summary": "parcels"}
@@ -83,6 +85,15 @@ def test_search_shows_the_installed_version(cli: Cli, fake_distribution: Any, tm
     fake_distribution("acme-rows", "1.3", {"acme_hooks": ""}, {"acme": "acme_hooks"})
     shown = cli("plugins", "search", "acme", "--index", str(index_file(tmp_path, ACME))).stdout
     assert "(installed: 1.3)" in shown
+
+
+def test_search_finds_installed_plugins_that_the_index_does_not_have(cli: Cli, fake_distribution: Any) -> None:
+    fake_distribution("smollm3-ternary", "0.1.0", PLUGIN_MODULES, {"threes": "acme_rows"})
+    for word in ("ternary", "threes", "acme-rows"):  # the distribution, the plugin and its component
+        shown = cli("plugins", "search", word)
+        assert shown.stdout == "smollm3-ternary  formatter acme-rows  (installed: 0.1.0)\n", shown.stderr
+    (row,) = json.loads(cli("plugins", "search", "ternary", "--json").stdout)
+    assert (row["installed"], row["install"], row["plugins"]) == ("0.1.0", None, ["threes"])
 
 
 def test_a_word_that_nothing_has_is_refused_with_the_nearest_name(cli: Cli) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -69,6 +70,10 @@ def project(tmp_path: Path) -> Path:
 def test_a_plugin_is_installed_with_what_it_requires_checked_and_uninstalled(
     environment: Environment, wheels: Path
 ) -> None:
+    asked = environment("install", "acme-rows", "--find-links", str(wheels), "--offline")
+    assert (asked.code, "nothing was changed: plugins install needs confirmation" in asked.stderr) == (2, True)
+    assert "pass --yes" in asked.stderr and re.search(r"^acme-rows +1\.0 +new", asked.stdout, re.MULTILINE)
+    assert not (environment.site / "acme_rows").exists()
     done = environment("install", "acme-rows", "--find-links", str(wheels), *OFFLINE, "--json")
     assert done.code == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -79,6 +84,10 @@ def test_a_plugin_is_installed_with_what_it_requires_checked_and_uninstalled(
     assert (plugin["status"], plugin["components"]) == ("ok", ["formatter acme-rows"]) and plugin["checks"] > 10
     assert (environment.site / "acme_base.py").is_file()
 
+    asked = environment("uninstall", "acme")
+    assert (asked.code, "would uninstall: acme-rows 1.0" in asked.stdout) == (2, True)
+    assert "hint: pass --yes" in asked.stderr
+    assert (environment.site / "acme_rows").exists()
     removed = environment("uninstall", "acme", "--yes")
     assert removed.code == 0, removed.stderr
     assert removed.stdout == (

@@ -11,9 +11,10 @@ from hand_made_wheels import CORE, PLUGIN, POINTS, write_wheel
 
 from smollm3_finetune.errors import ConfigError, PluginError, Problems
 from smollm3_finetune.installing.environment import installed
-from smollm3_finetune.installing.failures import failure
-from smollm3_finetune.installing.index import embedded_index, plugin_index
+from smollm3_finetune.installing.failures import NotFound, failure
+from smollm3_finetune.installing.index import IndexedPlugin, PluginIndex, embedded_index, plugin_index
 from smollm3_finetune.installing.installer import Sources
+from smollm3_finetune.installing.plan import make_plan
 from smollm3_finetune.installing.requests import Parser
 
 ROOT = Path(__file__).parents[2]
@@ -165,7 +166,62 @@ def test_a_bare_name_of_a_directory_needs_a_slash(isolated: Path) -> None:
     (isolated / "my-plugin" / "pyproject.toml").write_text(PROJECT + ENTRY)
     with pytest.raises(ConfigError) as caught:
         parser(has_source=False).parse("my-plugin")
-    assert caught.value.hint == "smollm3 plugins install ./my-plugin"
+    assert caught.value.hint is not None
+    assert (
+        caught.value.hint.startswith("smollm3 plugins install ./my-plugin; ")
+        and "--find-links DIR" in caught.value.hint
+    )
+
+
+def test_a_named_source_wins_over_a_directory_of_that_name(isolated: Path) -> None:
+    (isolated / "acme-rows").mkdir()
+    (isolated / "acme-rows" / "pyproject.toml").write_text(PROJECT + ENTRY)
+    request = parser(named_source=True).parse("acme-rows")
+    assert (request.argument, request.is_name) == (("acme-rows",), True)
+    with pytest.raises(ConfigError, match="there is a directory of that name"):
+        parser(named_source=False).parse("acme-rows")  # a variable of pip alone is not an answer to this command
+
+
+@pytest.mark.parametrize("name", ["ternary", "threes"])
+def test_the_short_name_of_a_wheel_names_its_distribution(tmp_path: Path, name: str) -> None:
+    """A short form of the distribution, or the name of a plugin in the wheel."""
+    write_wheel(tmp_path / "dist", "smollm3-ternary", "0.1.0", PLUGIN, [CORE], {"threes": "acme_rows"})
+    named = parser(folders=(tmp_path / "dist",))
+    with pytest.raises(ConfigError) as caught:
+        named.parse(name)
+    assert f"has {name!r}" in caught.value.message
+    assert "did you mean smollm3-ternary?" in str(caught.value.hint) and "--index FILE" in str(caught.value.hint)
+    assert named.parse("smollm3-ternary").is_name and named.parse(f"{name}>=0").is_name
+
+
+class Lacking:
+    """An installer that finds nothing."""
+
+    name = "pip"
+
+    def resolve(self, *args: Any) -> Any:
+        raise NotFound("ternery")
+
+
+def test_a_name_that_no_source_has_is_compared_with_wheels(tmp_path: Path) -> None:
+    write_wheel(tmp_path / "dist", "smollm3-ternary", "0.1.0", PLUGIN, [CORE], POINTS)
+    installer: Any = Lacking()
+    for links, said in [((str(tmp_path / "dist"),), "did you mean smollm3-ternary? "), ((), "plugins search WORD; ")]:
+        sources = Sources(find_links=links, offline=True)
+        asked = parser(folders=sources.folders(installer)).parse("ternery")
+        with pytest.raises(ConfigError, match="no --find-links has ternery") as caught:
+            make_plan([asked], installer, sources, {}, embedded_index())
+        assert said in str(caught.value.hint)
+        assert "names of components come from the index of plugins: --index FILE" in str(caught.value.hint)
+
+
+def test_a_plugin_of_an_index_of_ones_own_needs_a_source(tmp_path: Path) -> None:
+    """`plugins index` states that the default package index does not have it: there it may be a stranger's."""
+    entry = IndexedPlugin(name="acme-rows", summary="", plugins=("acme",), components=(), published=False)
+    private = Parser(index=PluginIndex((entry,)), found={})
+    with pytest.raises(ConfigError, match="not on the default package index") as caught:
+        private.parse("acme")
+    assert caught.value.hint == "name a source: --find-links DIR, or --index-url URL"
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def modules_of_click() -> frozenset[str]:
 
 
 HELPS = [[command, "--help"] for command in COMMANDS]
-PLUGINS = ("list", "info", "new", "check", "search", "install", "upgrade", "uninstall")
+PLUGINS = ("list", "info", "new", "check", "search", "install", "upgrade", "uninstall", "index")
 HELPS += [["plugins", v, "--help"] for v in PLUGINS]
 HELPS += [["cache", v, "--help"] for v in ("list", "verify", "clean")]
 HELPS += [["runs", v, "--help"] for v in ("list", "show", "compare", "report", "prune")]

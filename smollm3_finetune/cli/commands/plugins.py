@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from smollm3_finetune.cli.commands.plugins_check import check
+from smollm3_finetune.cli.commands.plugins_index import index
 from smollm3_finetune.cli.commands.plugins_install import install, upgrade
 from smollm3_finetune.cli.commands.plugins_new import new
 from smollm3_finetune.cli.commands.plugins_search import search
@@ -33,7 +34,7 @@ def plugins() -> None:
     """Find, install, inspect, check or create plugins."""
 
 
-for command in (search, install, upgrade, uninstall, new, check):
+for command in (search, install, upgrade, uninstall, new, check, index):
     plugins.add_command(command)
 
 

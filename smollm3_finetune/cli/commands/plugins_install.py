@@ -12,6 +12,7 @@ import click
 from smollm3_finetune.cli.options import debug_option
 
 if TYPE_CHECKING:
+    from smollm3_finetune.errors import ConfigError
     from smollm3_finetune.installing.plan import Plan
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,7 +42,9 @@ def source_options(f: F) -> F:
     f = click.option(
         "--find-links", multiple=True, metavar="DIR|URL", help="Folder or page of wheels; passed to pip or uv."
     )(f)
-    return click.option("--index", metavar="FILE|URL", help="A newer index of plugins, as JSON.")(f)
+    return click.option(
+        "--index", metavar="FILE|URL", help="A newer index of plugins, as JSON; default: $SMOLLM3_PLUGIN_INDEX."
+    )(f)
 
 
 @click.command("install", short_help="Install plugins, with pip or uv.", epilog=EXAMPLES)
@@ -65,13 +68,13 @@ def install(
     from smollm3_finetune.installing.plan import make_plan
     from smollm3_finetune.installing.requests import Parser
 
-    _check_answer(yes, as_json, dry_run, "plugins install")
+    _check_json(yes, as_json, dry_run, "plugins install")
     sources = Sources.of(index_url, find_links, offline)
     check_environment()
     known, installer, found = plugin_index(index), choose_installer(), installed()
     parser = Parser(index=known, found=found, repository=repository(), has_source=sources.names_any(installer),
-                    has_index=sources.names_index(installer), folders=sources.folders(installer),
-                    copies=copies)  # fmt: skip
+                    named_source=sources.named, has_index=sources.names_index(installer),
+                    folders=sources.folders(installer), copies=copies)  # fmt: skip
     requests = parser.parse_all(plugins)
     say(f"resolving with {installer.name} …")
     plan = make_plan(requests, installer, sources, found, known, allow_change)
@@ -97,7 +100,7 @@ def upgrade(
     from smollm3_finetune.installing.plan import make_plan
     from smollm3_finetune.installing.upgrade import upgrades
 
-    _check_answer(yes, as_json, dry_run, "plugins upgrade")
+    _check_json(yes, as_json, dry_run, "plugins upgrade")
     sources = Sources.of(index_url, find_links, offline)
     check_environment()
     known, installer, found = plugin_index(index), choose_installer(), installed()
@@ -120,12 +123,17 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _check_answer(yes: bool, as_json: bool, dry_run: bool, command: str) -> None:
-    """Raises ConfigError if the command will have to ask, and nobody can answer."""
+def _check_json(yes: bool, as_json: bool, dry_run: bool, command: str) -> None:
+    """Raises ConfigError for `--json` without an answer: the command would have to ask."""
+    if as_json and not yes and not dry_run:
+        raise needs_confirmation(command)
+
+
+def needs_confirmation(command: str) -> ConfigError:
+    """The error of a command that has to ask, and nobody can answer."""
     from smollm3_finetune.errors import ConfigError
 
-    if not yes and not dry_run and (as_json or not sys.stdin.isatty()):
-        raise ConfigError(f"nothing was changed: {command} needs confirmation", hint="pass --yes, or --dry-run")
+    return ConfigError(f"nothing was changed: {command} needs confirmation", hint="pass --yes, or --dry-run")
 
 
 def _carry_out(plan: Plan, left: dict[str, str], dry_run: bool, yes: bool, as_json: bool) -> None:
@@ -143,6 +151,8 @@ def _carry_out(plan: Plan, left: dict[str, str], dry_run: bool, yes: bool, as_js
             click.echo(json.dumps(as_data(plan, left, dry_run=dry_run), indent=2, ensure_ascii=False))
         return
     if plan.changes and not yes:
+        if not sys.stdin.isatty():
+            raise needs_confirmation("plugins upgrade" if plan.upgrades else "plugins install")
         count = f"{len(plan.changes)} distribution{'' if len(plan.changes) == 1 else 's'}"
         click.confirm(f"Install {count} with {plan.installer.name}?", abort=True, err=True)
     done = install(plan, say)

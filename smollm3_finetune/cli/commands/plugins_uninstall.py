@@ -22,22 +22,28 @@ def uninstall(plugins: tuple[str, ...], dry_run: bool, yes: bool, as_json: bool)
     NAME is a distribution, a plugin or one of its components. Other distributions, and smollm3-finetune itself, are
     refused. Runs and adapters stay; they need the plugin again when they are used.
     """
+    from smollm3_finetune.cli.commands.plugins_install import needs_confirmation
     from smollm3_finetune.cli.output.installing import print_removal, removal_data
-    from smollm3_finetune.errors import ConfigError
+    from smollm3_finetune.components.snapshot import read_snapshot
     from smollm3_finetune.installing.choose import choose_installer
     from smollm3_finetune.installing.environment import check_environment, installed
-    from smollm3_finetune.installing.index import plugin_index
+    from smollm3_finetune.installing.index import embedded_index
+    from smollm3_finetune.installing.search import with_installed
     from smollm3_finetune.installing.uninstall import plan_removal
     from smollm3_finetune.installing.uninstall import uninstall as remove
 
-    if not yes and not dry_run and (as_json or not sys.stdin.isatty()):
-        raise ConfigError("nothing was changed: plugins uninstall needs confirmation", hint="pass --yes, or --dry-run")
+    if as_json and not yes and not dry_run:
+        raise needs_confirmation("plugins uninstall")
     check_environment()
-    removal = plan_removal(plugins, choose_installer(), installed(), plugin_index())
+    found, offered = installed(), read_snapshot()
+    known = with_installed(embedded_index(), found, offered.components if offered is not None else ())
+    removal = plan_removal(plugins, choose_installer(), found, known)
     if not as_json and (dry_run or not yes):
         print_removal(removal, "would uninstall")
     if not dry_run:
         if not yes:
+            if not sys.stdin.isatty():
+                raise needs_confirmation("plugins uninstall")
             names = ", ".join(one.title for one in removal.distributions)
             click.confirm(f"Uninstall {names} with {removal.installer.name}?", abort=True, err=True)
         remove(removal)

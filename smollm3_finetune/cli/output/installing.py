@@ -140,8 +140,10 @@ def print_found(rows: Sequence[Row]) -> None:
     for row in rows:
         state = f"installed: {row.installed}" if row.installed else "not installed"
         click.echo(f"{click.style(row.plugin.name, bold=True)}  {_kinds(row)}  ({state})")
-        click.echo(click.wrap_text(row.plugin.summary, width(), "  ", "  "))
-        click.echo(f"  {click.style(row.install, fg='cyan')}")
+        if row.plugin.summary:
+            click.echo(click.wrap_text(row.plugin.summary, width(), "  ", "  "))
+        if row.install is not None:
+            click.echo(f"  {click.style(row.install, fg='cyan')}")
 
 
 def width() -> int:
