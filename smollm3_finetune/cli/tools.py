@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ import click
 
 from smollm3_finetune.api import Progress
 from smollm3_finetune.cli.session import find_plugins, say_warning, stdout_to_stderr
-from smollm3_finetune.errors import ConfigError, ModelError, did_you_mean
+from smollm3_finetune.errors import ConfigError, ModelError, Problems, SmolLM3Error, did_you_mean
 from smollm3_finetune.progress import for_stream
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ SETTINGS = (*COMPONENTS, "adapter_path", "device", "dtype", "seed")
 ROW_COMPONENTS = ("formatter", "objective", *COMPONENTS)
 """The components that affect rows and their tokens."""
 ORIGIN = "the command"
+OPTION = re.compile(r"(^|[;,:] |\bor )--")
+"""Where a hint begins with an option."""
 
 
 @dataclass
@@ -73,7 +77,7 @@ class Tools:
         from smollm3_finetune.model_files.loading import quiet_transformers
 
         _check("source", settings, ("loader",))
-        with stdout_to_stderr():
+        with stdout_to_stderr(), _hints():
             registry, request, _ = requested(str(reference), self._values(settings))
             source = opened_source(registry, request, self.progress)
         quiet_transformers()
@@ -93,8 +97,8 @@ class Tools:
         configuration["data"] = {"path": data} | {n: v for n, v in settings.items() if n in about_rows}
         if model is not None:
             configuration["from" if is_trained(str(model)) else "model"] = model
-        loaded = assemble([mapping_settings(plain(configuration), defaultdict(lambda: ORIGIN))])
-        with stdout_to_stderr():
+        with stdout_to_stderr(), _hints():
+            loaded = assemble([mapping_settings(plain(configuration), defaultdict(lambda: ORIGIN))])
             start = started(loaded)
             loaded = loaded if start is None else start.loaded
             registry = find_plugins(self.plugins, False)
@@ -184,10 +188,23 @@ def _check(function: str, settings: Mapping[str, Any], known: Sequence[str]) -> 
         raise ConfigError(f"{function}(): unknown setting {unknown[0]!r}", hint=hint)
 
 
+@contextlib.contextmanager
+def _hints() -> Iterator[None]:
+    """Hints of errors about rows and models can be typed: options in them become those of `smollm3 data stats`."""
+    try:
+        yield
+    except SmolLM3Error as e:
+        for problem in (e, *getattr(e, "problems", ())):
+            problem.hint = problem.hint and OPTION.sub(r"\1smollm3 data stats --", problem.hint)
+        if isinstance(e, Problems):  # its text has the hints of all
+            raise Problems(e.problems) from e
+        raise
+
+
 def _quietly(rows: Iterator[CommandRow]) -> Iterator[CommandRow]:
     """The rows; what a formatter or a library prints goes to standard error."""
     while True:
-        with stdout_to_stderr():
+        with stdout_to_stderr(), _hints():
             row = next(rows, None)
         if row is None:
             return

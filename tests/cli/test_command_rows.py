@@ -16,6 +16,7 @@ from smollm3_finetune.cli.tools import Tools
 from smollm3_finetune.errors import ConfigError, DataError, ModelError, SmolLM3Error
 
 Cli = Callable[..., Any]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "lengths_command.py"
 QUESTION = {"role": "user", "content": "What is 2 + 2?"}
 ROWS: Mapping[str, list[dict[str, Any]]] = {
     "messages": [
@@ -139,7 +140,7 @@ def test_rows_are_read_when_they_are_reached(isolated: Path) -> None:
         ({"max_length": 1}, "max_length", None),
         ({"formatter": "alpacca"}, "alpacca", "did you mean 'alpaca'?"),
         ({"model": "no-such-model"}, "no-such-model", None),
-        ({"data": "no-such.jsonl"}, "no-such.jsonl", None),
+        ({"data": "no-such.jsonl"}, "no-such.jsonl", "smollm3 data stats --data FILE.jsonl"),
     ],
 )
 def test_wrong_settings_are_refused_in_the_call(
@@ -166,6 +167,14 @@ def test_what_a_formatter_prints_is_not_in_the_result(
     for row in tools.rows(write(isolated / "rows.jsonl", ROWS["text"]), formatter="talks"):
         tools.print(row.conversation.text[:4] if row.conversation.text else "")
     assert capsys.readouterr().out == "one \nfour\n"
+
+
+def test_the_example_of_the_documentation_counts_tokens(cli: Cli, data: list[str]) -> None:
+    first, *others = cli("-p", EXAMPLE, "lengths", data[0]).stdout.splitlines()
+    (row, *_) = Tools("mine").rows(data[0], model="tiny")
+    assert first == f"{data[0]}:1  {row.length} tokens, {row.supervised} trained on" and len(others) == 3
+    assert cli("-p", EXAMPLE, "lengths", "--longer", row.length, data[0]).stdout.splitlines() == others
+    assert cli("-p", EXAMPLE, "lengths", "none.jsonl").code == 5
 
 
 # -------------------------------------------------------------------------------------- source
