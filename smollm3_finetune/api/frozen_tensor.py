@@ -62,16 +62,20 @@ class FrozenTensor:
         if found is None:
             return None
         dtype, shape = found
-        holder, name = layer, self.parameter
-        while (moved := holder.__dict__.get(_MOVED, {}).get(name)) is not None:
-            holder, name = moved
-        values: Any = holder._parameters[name]
+        values = self.held(layer)
         if hasattr(values, "device_mesh"):
             raise RuntimeError(
                 f"{type(layer).__name__}.{self.name} is divided among the processes; it can be read in a forward or "
                 "backward of the layer, or after the weights were gathered"
             )
         return values.view(dtype).view(shape)
+
+    def held(self, layer: nn.Module) -> Any:
+        """The Parameter with the bytes, of which FSDP may keep only a part in this process; for its device."""
+        holder, name = layer, self.parameter
+        while (moved := holder.__dict__.get(_MOVED, {}).get(name)) is not None:
+            holder, name = moved
+        return holder._parameters[name]
 
 
 def hold_for(owner: nn.Module, layers: Iterable[nn.Module]) -> None:

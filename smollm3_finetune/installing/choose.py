@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from smollm3_finetune.errors import MissingRequirementError
@@ -17,7 +17,7 @@ from smollm3_finetune.installing.uv import Uv
 
 def choose_installer() -> Installer:
     """pip, or uv if the environment has no pip or was made by uv. Raises MissingRequirementError without either."""
-    has_pip = importlib.util.find_spec("pip") is not None
+    has_pip = PathFinder.find_spec("pip") is not None  # setuptools' own finder would look at it, and may warn
     if (not has_pip or _made_by_uv()) and (uv := _uv()) is not None:
         return Uv(uv)
     if has_pip:

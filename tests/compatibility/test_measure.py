@@ -43,6 +43,7 @@ class Adapter:
 """
 
 
+@pytest.mark.long
 def test_measuring_finds_a_one_way_kernel_and_survives_a_crash(run_cli: Any, plugin_file: Any, tmp_path: Path) -> None:
     crashing = plugin_file("crashing", CRASHING)
     files = [str(OUT_OF_TREE / f"{name}.py") for name in ("one_way_quantizer", "scale_adapter")] + [str(crashing)]

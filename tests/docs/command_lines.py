@@ -98,7 +98,7 @@ def parse(line: str) -> Parsed:
     while words[:1] == ["-p"]:  # a file with the command
         words = words[2:]
     command: click.Command = cli
-    context = click.Context(cli, info_name="smollm3")
+    context = click.Context(cli, info_name="smollm3", **cli.context_settings)
     while isinstance(command, click.Group):
         if not words or words[0].startswith("-") or words[0] in ("VERB", "…"):
             break
@@ -177,7 +177,20 @@ def registry_with(files: tuple[str, ...]) -> Any:
     """The components of the installed plugins and of these files; without files, of those in examples/plugins too."""
     from smollm3_finetune.cli.session import discovered
 
+    for file in files:  # a test of another page may have imported another file of this name
+        loaded = sys.modules.get(Path(file).stem)
+        if loaded is not None and loaded.__file__ != file:
+            del sys.modules[Path(file).stem]
     return discovered(files or tuple(example_plugins()))
+
+
+def forget_examples() -> None:
+    """Files in examples/ that were imported may have the name of a file that another test imports."""
+    registry_with.cache_clear()
+    for name in [
+        n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(ROOT / "examples"))
+    ]:
+        del sys.modules[name]
 
 
 def example_plugins() -> Iterator[str]:

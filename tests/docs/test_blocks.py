@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 import pytest
-from command_lines import NAMED, check, command_lines, registry_with
+from command_lines import NAMED, check, command_lines, forget_examples, registry_with
 from pages import EVERY, FENCE, Block, blocks, name_of
 from regions import ROOT, text_of
 from shell_lines import check_line
@@ -47,6 +47,15 @@ NOT_CHECKED = {
 NOT_INSTALLED = ("trl", "ray", "mlx", "mlx_lm", "onnxruntime", "llama_cpp")
 """Packages that examples import, and that the tests do not install."""
 CHECKED = ("console", "bash", "python", "yaml", "toml")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples_forgotten() -> Iterator[None]:
+    forget_examples()
+    yield
+    forget_examples()
+
+
 Failed = (SmolLM3Error, click.ClickException, AssertionError, ValueError, SyntaxError)
 
 

@@ -48,7 +48,7 @@ def environment_of(made_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "pyvenv.cfg").write_text(f"home = /usr/bin\n{made_by} = 1\n")
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    monkeypatch.setattr(choose.importlib.util, "find_spec", lambda name: object() if pip else None)
+    monkeypatch.setattr(choose.PathFinder, "find_spec", lambda name: object() if pip else None)
     monkeypatch.delenv("UV", raising=False)
     folder = tmp_path / "programs"
     folder.mkdir()

@@ -552,6 +552,7 @@ def test_killed_at_ten_moments_a_merge_leaves_nothing_at_its_output(isolated: Pa
     assert sorted(p.name for p in isolated.iterdir() if "merged" in p.name) == ["merged"]
 
 
+@pytest.mark.long
 def test_a_killed_command_leaves_nothing_at_its_output_and_the_next_one_completes(isolated: Path) -> None:
     right, _ = trained("delta")
     command = [sys.executable, "-m", "smollm3_finetune.main", "merge", "tiny", "--adapter-path", "adapter"]

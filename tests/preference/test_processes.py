@@ -138,7 +138,10 @@ def run_both(cases: list[tuple[str, str, int]]) -> None:
 @pytest.mark.parametrize(
     "cases",
     [
-        pytest.param([(case, "full", 10) for case in SHARED if case != "dpo-once"], id="uneven"),
+        pytest.param([("dpo", "full", 10)], id="one"),
+        pytest.param(
+            [(case, "full", 10) for case in SHARED if case != "dpo-once"], id="uneven", marks=pytest.mark.long
+        ),
         pytest.param([*ALL, ("dpo", "lora", EVEN), ("apo-zero", "lora", EVEN)], id="all", marks=pytest.mark.long),
         pytest.param(
             [*((case, "full", count) for case in SHARED for count in UNEVEN), ("dpo", "lora", 11),

@@ -56,6 +56,7 @@ assert trainer.is_datasets_available() and isinstance(rows, trainer.datasets.Dat
 """)
 
 
+@pytest.mark.long
 def test_losses_of_object_detection_find_scipy_when_they_are_called() -> None:
     pytest.importorskip("scipy")
     run("""
@@ -69,6 +70,7 @@ assert list(columns) == [1, 0] and "scipy" in sys.modules
 """)
 
 
+@pytest.mark.long
 def test_model_folders_are_listed_once() -> None:
     run("""
 import functools

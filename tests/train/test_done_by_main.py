@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import os
 import torch.distributed as dist
@@ -38,6 +40,7 @@ open("rank-" + rank, "w").write("\\n".join(lines))
 """
 
 
+@pytest.mark.long
 def test_the_others_wait_for_days_and_learn_of_a_failure(isolated: Path) -> None:
     Path("program.py").write_text(PROGRAM)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

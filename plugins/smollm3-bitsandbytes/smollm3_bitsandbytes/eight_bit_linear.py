@@ -57,7 +57,8 @@ class FrozenLinear8bit(bnb.nn.Linear8bitLt):  # type: ignore[misc]
     @property
     def device(self) -> torch.device:
         """Known also while FSDP keeps only a part of the codes here."""
-        return next(self.parameters()).device
+        device: torch.device = FrozenLinear8bit.codes.held(self).device
+        return device
 
     @property
     def weight(self) -> nn.Parameter:

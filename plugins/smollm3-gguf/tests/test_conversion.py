@@ -211,6 +211,7 @@ def start(path, cache, how="live"):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 def test_only_one_of_two_processes_converts(tiny_gguf, tmp_path):
     tiny_gguf.write(tmp_path / "tiny.gguf")
     runs = [start(tmp_path / "tiny.gguf", tmp_path / "cache") for _ in range(2)]

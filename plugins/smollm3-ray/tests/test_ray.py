@@ -124,6 +124,7 @@ BAD = {"losses": {"2": 5.0, "4": 4.0, "6": 3.0}}
 ASHA = {"concurrent": 1, "asha": True, "grace_steps": 2, "reduction_factor": 2}
 
 
+@pytest.mark.long
 def test_a_trial_with_a_higher_loss_is_stopped_early_and_can_be_resumed(tmp_path: Path) -> None:
     assert sweep(tmp_path, {"1-good": GOOD, "2-bad": BAD}, **ASHA) == {"1-good": None, "2-bad": None}
     assert (tmp_path / "1-good" / "report.json").exists()
