@@ -144,9 +144,9 @@ def inherits(target: Any, end: str) -> bool:
 
 
 def members(target: Any) -> Iterator[Any]:
-    """The public members that a class defines itself and documents, fields first."""
+    """The public members that a class defines itself, fields first; no attribute that only its methods set."""
     public = [m for m in target.members.values() if not m.is_alias and not m.name.startswith("_")]
-    public = [m for m in public if "instance-attribute" not in m.labels or "class-attribute" in m.labels or m.docstring]
+    public = [m for m in public if m.is_function or "class-attribute" in m.labels or m.annotation or m.docstring]
     yield from (m for m in public if m.is_attribute)
     yield from (m for m in public if m.is_function)
 

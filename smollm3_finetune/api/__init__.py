@@ -39,7 +39,7 @@ from smollm3_finetune.api.checkpoints import (
     place_layers,
     write_checkpoint,
 )
-from smollm3_finetune.api.commands import CommandTools, OpenedModel, Reply, SavedRun
+from smollm3_finetune.api.commands import CommandRow, CommandTools, OpenedModel, Reply, SavedRun
 from smollm3_finetune.api.data import (
     IGNORE_INDEX,
     REASONING_FIELDS,
@@ -203,6 +203,7 @@ __all__ = [
     "BuildContext",
     "Check",
     "CheckpointQuantizer",
+    "CommandRow",
     "CommandSpec",
     "CommandTools",
     "ComponentSpec",

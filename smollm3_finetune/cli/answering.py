@@ -14,10 +14,11 @@ from smollm3_finetune.cli.session import find_plugins
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from smollm3_finetune.components.registry import Registry
     from smollm3_finetune.config.schema import RunConfig
     from smollm3_finetune.data.chat_template.renderer import Renderer, RenderOptions
     from smollm3_finetune.model.load import LoadedModel
-    from smollm3_finetune.model.plan import ModelPlan
+    from smollm3_finetune.model.plan import ModelPlan, ModelRequest
     from smollm3_finetune.runs.rundir import RunDir
 
 
@@ -113,8 +114,10 @@ class Opened:
         return loaded
 
 
-def opened(target: str, values: Mapping[str, Any], command: str = "generate") -> Opened:
-    """Plan the model of a run, or any other model, with the options of `smollm3 COMMAND`."""
+def requested(
+    target: str, values: Mapping[str, Any], command: str = "generate"
+) -> tuple[Registry, ModelRequest, RunDir | None]:
+    """The request for the model of a run, or for any other model, with the plugins and the run, if it is one."""
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.cli.session import given, options_of, target_request
     from smollm3_finetune.paths import user_path
@@ -132,7 +135,12 @@ def opened(target: str, values: Mapping[str, Any], command: str = "generate") ->
         request, _ = run_request(run, given(values), options_of(values, "loader_opt", "loader"), command, Purpose.INFER)
     else:
         request = target_request(target, values, Purpose.INFER)
-    own = run if is_run else None
+    return registry, request, run if is_run else None
+
+
+def opened(target: str, values: Mapping[str, Any], command: str = "generate") -> Opened:
+    """Plan the model of a run, or any other model, with the options of `smollm3 COMMAND`."""
+    registry, request, own = requested(target, values, command)
     options, mode = render_options_of(own, values["date"]), mode_of(own, values["think"])
     from smollm3_finetune.data.chat_template.renderer import Renderer
     from smollm3_finetune.model.load import build_context
@@ -151,7 +159,7 @@ def opened(target: str, values: Mapping[str, Any], command: str = "generate") ->
         check_trained_context(plan)
     tokenizer = plan_tokenizer(plan)
     renderer = Renderer(tokenizer, options, embeddings=plan.embeddings)
-    return Opened(plan, tokenizer, renderer, mode, is_run, values["any_base"])
+    return Opened(plan, tokenizer, renderer, mode, own is not None, values["any_base"])
 
 
 def check_text(flag: str, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,16 +15,21 @@ import click
 
 from smollm3_finetune.api import Progress
 from smollm3_finetune.cli.session import find_plugins, say_warning, stdout_to_stderr
-from smollm3_finetune.errors import ConfigError, ModelError, did_you_mean
+from smollm3_finetune.errors import ConfigError, ModelError, Problems, SmolLM3Error, did_you_mean
 from smollm3_finetune.progress import for_stream
 
 if TYPE_CHECKING:
+    from smollm3_finetune.api import CommandRow, ModelSource
     from smollm3_finetune.inference.opened import ReadyModel
 
 COMPONENTS = ("loader", "quant", "adapter")
 SETTINGS = (*COMPONENTS, "adapter_path", "device", "dtype", "seed")
 """The settings of a model that is opened."""
+ROW_COMPONENTS = ("formatter", "objective", *COMPONENTS)
+"""The components that affect rows and their tokens."""
 ORIGIN = "the command"
+OPTION = re.compile(r"(^|[;,:] |\bor )--")
+"""Where a hint begins with an option."""
 
 
 @dataclass
@@ -64,22 +71,46 @@ class Tools:
         report = json_object(run.report) if run.report.exists() else None
         return RunFiles(run.path, summary.state, configuration, report)
 
+    def source(self, reference: str | Path, **settings: Any) -> ModelSource:
+        from smollm3_finetune.cli.answering import requested
+        from smollm3_finetune.model.adapter_source import opened_source
+        from smollm3_finetune.model_files.loading import quiet_transformers
+
+        _check("source", settings, ("loader",))
+        with stdout_to_stderr(), _hints():
+            registry, request, _ = requested(str(reference), self._values(settings))
+            source = opened_source(registry, request, self.progress)
+        quiet_transformers()
+        return source
+
+    def rows(self, data: Any, *, model: str | Path | None = None, **settings: Any) -> Iterator[CommandRow]:
+        from smollm3_finetune.config.load import assemble, mapping_settings
+        from smollm3_finetune.config.options import describe
+        from smollm3_finetune.config.schema import DataConfig
+        from smollm3_finetune.data.read_rows import read_rows
+        from smollm3_finetune.model.arguments import plain
+        from smollm3_finetune.runs.start_from import is_trained, started
+
+        about_rows = [key.name for key in describe(DataConfig) if key.name != "path"]
+        _check("rows", settings, (*ROW_COMPONENTS, *about_rows))
+        configuration = {name: value for name, value in settings.items() if name in ROW_COMPONENTS}
+        configuration["data"] = {"path": data} | {n: v for n, v in settings.items() if n in about_rows}
+        if model is not None:
+            configuration["from" if is_trained(str(model)) else "model"] = model
+        with stdout_to_stderr(), _hints():
+            loaded = assemble([mapping_settings(plain(configuration), defaultdict(lambda: ORIGIN))])
+            start = started(loaded)
+            loaded = loaded if start is None else start.loaded
+            registry = find_plugins(self.plugins, False)
+            found = read_rows(registry, loaded, self.progress, start, tokens=model is not None)
+        return _quietly(found)
+
     def model(self, reference: str | Path, **settings: Any) -> ReadyModel:
         from smollm3_finetune.cli.answering import opened
         from smollm3_finetune.inference.opened import ReadyModel
 
-        if unknown := sorted(settings.keys() - set(SETTINGS)):
-            near = did_you_mean(unknown[0], SETTINGS)
-            hint = f"did you mean {near!r}?" if near else f"settings: {', '.join(SETTINGS)}"
-            raise ConfigError(f"model(): unknown setting {unknown[0]!r}", hint=hint)
-        values: dict[str, Any] = {"plugin": tuple(self.plugins), "no_plugins": False, "any_base": False, "date": None,
-                                  "think": None, **dict.fromkeys(SETTINGS)}  # fmt: skip
-        for name, value in settings.items():
-            if name in COMPONENTS:
-                values[name], values[f"{name}_opt"] = _component(name, value)
-            else:
-                values[name] = value if value is None or name == "seed" else str(value)
-        values = {"loader_opt": (), "quant_opt": (), **values, "seed": values["seed"] or 0}
+        _check("model", settings, SETTINGS)
+        values = self._values(settings)
         if values.pop("adapter_opt", ()):
             raise ConfigError("adapter: a saved adapter has its own options", hint='adapter="NAME"')
         with stdout_to_stderr():
@@ -121,6 +152,17 @@ class Tools:
             remember_memory(planned, done)
         return self.run(planned.run.path)
 
+    def _values(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings of a model as the options of `smollm3 generate`."""
+        values: dict[str, Any] = {"plugin": tuple(self.plugins), "no_plugins": False, "any_base": False, "date": None,
+                                  "think": None, **dict.fromkeys(SETTINGS)}  # fmt: skip
+        for name, value in settings.items():
+            if name in COMPONENTS:
+                values[name], values[f"{name}_opt"] = _component(name, value)
+            else:
+                values[name] = value if value is None or name == "seed" else str(value)
+        return {"loader_opt": (), "quant_opt": (), **values, "seed": values["seed"] or 0}
+
     def _of_runs(self) -> tuple[str, ...]:
         """The plugins of `-p` without those that offer only commands: a run would ask for them ever after."""
         from smollm3_finetune.cli.session import discovered
@@ -136,6 +178,37 @@ class Tools:
 
     def say(self, text: str) -> None:
         self.progress.say(text)
+
+
+def _check(function: str, settings: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises ConfigError for a setting that the function does not have."""
+    if unknown := sorted(settings.keys() - set(known)):
+        near = did_you_mean(unknown[0], known)
+        hint = f"did you mean {near!r}?" if near else f"settings: {', '.join(known)}"
+        raise ConfigError(f"{function}(): unknown setting {unknown[0]!r}", hint=hint)
+
+
+@contextlib.contextmanager
+def _hints() -> Iterator[None]:
+    """Hints of errors about rows and models can be typed: options in them become those of `smollm3 data stats`."""
+    try:
+        yield
+    except SmolLM3Error as e:
+        for problem in (e, *getattr(e, "problems", ())):
+            problem.hint = problem.hint and OPTION.sub(r"\1smollm3 data stats --", problem.hint)
+        if isinstance(e, Problems):  # its text has the hints of all
+            raise Problems(e.problems) from e
+        raise
+
+
+def _quietly(rows: Iterator[CommandRow]) -> Iterator[CommandRow]:
+    """The rows; what a formatter or a library prints goes to standard error."""
+    while True:
+        with stdout_to_stderr(), _hints():
+            row = next(rows, None)
+        if row is None:
+            return
+        yield row
 
 
 def _component(name: str, value: Any) -> tuple[str | None, tuple[str, ...]]:

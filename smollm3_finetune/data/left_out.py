@@ -50,13 +50,17 @@ class Side(NamedTuple):
     """A row that was left out."""
 
 
+def reason_before_tokens(row: PositionedRow) -> str:
+    """Why a row is left out before it is tokenized; empty if it is not."""
+    label = "its label is false: a bad answer, which the objective does not use"
+    return row.missing or (label if row.undesirable else "")
+
+
 def reason(row: PositionedRow, notes: Sequence[str], renderer: Renderer, max_length: int) -> LeftOut:
     """Why a row has no supervised tokens; `notes` are those of its rendering."""
     conversation = row.conversation
-    if row.missing:
-        return LeftOut(row.where, row.missing, None)
-    if row.undesirable:
-        return LeftOut(row.where, "its label is false: a bad answer, which the objective does not use", None)
+    if row.left_out:
+        return LeftOut(row.where, reason_before_tokens(row), None)
     if conversation.text is None and not conversation.supervised_messages():
         why = next(iter(conversation.lacks.values()), "none of its messages is supervised")
         return LeftOut(row.where, why, None)

@@ -6,36 +6,25 @@ weights are read.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from smollm3_finetune.api import BuildContext, Progress, Purpose
-from smollm3_finetune.cache.store import Cache
-from smollm3_finetune.components.kinds import ADAPTER, QUANTIZER
-from smollm3_finetune.components.registry import Registry, attributed_to
-from smollm3_finetune.components.requirements import requirement_problems
-from smollm3_finetune.components.selection import SelectedComponent, choose
-from smollm3_finetune.components.suggestions import with_suggestions
+from smollm3_finetune.api import Progress
+from smollm3_finetune.components.registry import Registry
+from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.config.load import LoadedConfig
-from smollm3_finetune.config.schema import DEFAULT_ADAPTER
 from smollm3_finetune.data.chat_template.renderer import Encoded, Renderer
 from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.left_out import reason
-from smollm3_finetune.data.plan import select_rows
+from smollm3_finetune.data.planned_rows import PlannedRows, plan_rows
 from smollm3_finetune.data.prepared_row import Prepared
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.data.sequences import numbered_sequences, sequences_of
 from smollm3_finetune.data.stats import SourceStats
 from smollm3_finetune.data.tokenization import ExampleBuilder, copies
-from smollm3_finetune.errors import Collector, ConfigError, SmolLM3Error, raise_all
-from smollm3_finetune.model.new_tokens import added_tokens, declared_tokens, rows_of, split_known
-from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
-from smollm3_finetune.model.start_from import continued_tokenizer
-from smollm3_finetune.model_files.loading import load_tokenizer, quiet_transformers
-from smollm3_finetune.model_files.vocabulary import embeddings_of
+from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.runs.start_from import Started
 
 
@@ -57,13 +46,14 @@ class Inspector:
     def __init__(
         self,
         rows: Rows,
-        survey: Survey,
+        survey: Survey | None,
         objective: SelectedComponent,
         renderer: Renderer,
         max_length: int,
         *,
         chunk: bool,
     ) -> None:
+        """Without `survey`, no row of data.path is held out."""
         self.rows, self.survey, self.max_length = rows, survey, max_length
         self.renderer = _Recorder(renderer)
         self.examples = ExampleBuilder(objective, self.renderer, max_length, chunk=chunk)
@@ -86,7 +76,7 @@ class Inspector:
         else:
             pair = row.conversation.rejected is not None
             sequences = sequences_of(next(iter(examples), None), made, pair=pair)
-        held_out = self.survey.holds_out(row)
+        held_out = self.survey.holds_out(row) if self.survey is not None else row.validation
         lengths = [e.length for e in made] or [len(s.ids) for s in sequences] or [0]
         weight = self.rows.sources[row.source].source.config.weight
         left_out = None if examples else reason(row, notes, self.renderer, self.max_length)
@@ -188,79 +178,25 @@ class Preview:
 
 
 def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, start: Started | None = None) -> Preview:
-    """Select the rows as `train` would: names first, then the model's tokenizer, then the rows.
-
-    `start` is what the run starts from; `loaded` is its configuration then.
-
-    Reads no weights, and does not need the packages of a quantizer or an adapter. Raises the independent problems of
-    each step together.
-    """
-    config = loaded.config
-    ref, opened_by = (config.model, config.loader) if start is None else start.source()
-    request = ModelRequest(ref=ref, loader=opened_by, origins=loaded.origins)
-    collect = Collector()
-    about_rows = collect.run(lambda: select_rows(registry, loaded))
-    loader = collect.run(lambda: choose_loader(registry, request))
-    suggesting = collect.run(lambda: _choose_suggesting(registry, loaded))
-    declared = collect.run(lambda: declared_tokens(config.data.add_tokens, config.data.add_tokens_file))
-    collect.finish()
-    assert about_rows is not None and loader is not None and suggesting is not None and declared is not None
-    raise_all(requirement_problems(loader.component.title, loader.component.spec.requires, "cpu"))
-    context = BuildContext(
-        purpose=Purpose.TRAIN,
-        device="cpu",
-        dtype="float32",
-        seed=config.seed,
-        cache=Cache.default().reporting(progress.say),
-        progress=progress,
-    )
-    source, _ = open_source(loader, ref, context)
-    rows = about_rows.rows(registry)
-    selected = [about_rows.objective, *(s.formatter for s in rows.sources), *suggesting, loader]
-    max_length = with_suggestions(loaded, selected).config.data.max_length
-
-    quiet_transformers()
-    with attributed_to(loader.component):
-        tokenizer = source.tokenizer()
-    if start is not None and (start.saved.path / "tokenizer_config.json").exists():
-        tokenizer = continued_tokenizer(tokenizer, load_tokenizer(config.model, start.saved.path, {}))
-    earlier = () if start is None else start.saved.new_tokens
-    embeddings = rows_of(embeddings_of(source.config), earlier)
-    tokens = added_tokens(tokenizer, split_known(tokenizer, declared, embeddings)[1], embeddings)
-    survey = rows.survey(progress, must_train=False)
+    """Plan the rows as `plan_rows` does, and read each once."""
+    config, planned = loaded.config, plan_rows(registry, loaded, progress, start)
+    survey = planned.rows.survey(progress, must_train=False)
     return Preview(
         about=About(
             model=config.model,
-            objective=about_rows.objective.component.full_name,
-            max_length=max_length,
-            held_out=rows.fraction,
+            objective=planned.objective.component.full_name,
+            max_length=planned.max_length,
+            held_out=planned.rows.fraction,
             validation=config.data.validation is not None,
             seed=config.data.seed,
             warning=survey.overlap_warning(),
         ),
-        inspector=Inspector(
-            rows,
-            survey,
-            about_rows.objective,
-            Renderer(tokenizer, about_rows.render, embeddings=rows_of(embeddings, tokens)),
-            max_length,
-            chunk=config.data.long_text == "chunk",
-        ),
+        inspector=inspector_of(planned, survey),
         survey=survey,
         progress=progress,
-        declared=declared,
+        declared=planned.declared,
     )
 
 
-def _choose_suggesting(registry: Registry, loaded: LoadedConfig) -> list[SelectedComponent]:
-    """The adapter and the quantizer, for their suggested values; the default adapter only if it is installed."""
-    config = loaded.config
-    found = []
-    if config.adapter.name is not None:
-        found.append(choose(registry, ADAPTER, config.adapter.name, config.adapter, loaded.origins))
-    else:
-        with contextlib.suppress(SmolLM3Error):
-            found.append(choose(registry, ADAPTER, DEFAULT_ADAPTER, config.adapter, loaded.origins))
-    if config.quant.name is not None:
-        found.append(choose(registry, QUANTIZER, config.quant.name, config.quant, loaded.origins))
-    return found
+def inspector_of(planned: PlannedRows, survey: Survey | None) -> Inspector:
+    return Inspector(planned.rows, survey, planned.objective, planned.renderer, planned.max_length, chunk=planned.chunk)

@@ -218,8 +218,12 @@ class Rows:
     def positioned(self, unread: Sequence[UnreadColumns] | None = None) -> Iterator[PositionedRow]:
         """Every row, in order; those of `data.validation` first. Counts columns that are not read, for each source."""
         for index in sorted(range(len(self.sources)), key=lambda i: not self.sources[i].source.validation):
-            for where, conversation in self.sources[index].conversations(unread[index] if unread else None):
-                yield self.row(index, where, conversation)
+            yield from self.of_source(index, unread[index] if unread else None)
+
+    def of_source(self, source: int, unread: UnreadColumns | None = None) -> Iterator[PositionedRow]:
+        """Every row of one source, in order. Counts columns that are not read."""
+        for where, conversation in self.sources[source].conversations(unread):
+            yield self.row(source, where, conversation)
 
     def survey(self, progress: Progress | None = None, *, must_train: bool = True) -> Survey:
         """Read every row once. Raises DataError if rows are invalid.

@@ -45,8 +45,7 @@ def first_rows(inspector: Inspector) -> list[dict[str, Any]]:
     rows = inspector.rows
     readers = []
     for i in range(min(len(rows.sources), ROWS)):
-        total = inspector.survey.total(i)
-        readers.append((i, inspector.positioned(i, (True for _ in range(total)))))
+        readers.append((i, rows.of_source(i)))
     found: list[dict[str, Any]] = []
     while readers and len(found) < ROWS:
         index, reader = readers.pop(0)

@@ -139,6 +139,12 @@ def started(stated: LoadedConfig) -> Started | None:
     )
 
 
+def is_trained(reference: str) -> bool:
+    """Whether a reference is the directory of a run or of a saved adapter, not a model."""
+    path = user_path(reference, "the run or model")
+    return RunDir(path).config.exists() or ((path / DESCRIPTION).is_file() and not (path / "config.json").is_file())
+
+
 def without_preset_sections(loaded: LoadedConfig, sections: Collection[str]) -> LoadedConfig:
     """The configuration without what presets set in these sections, which something else decides."""
     kept = [s for s in loaded.settings if s.key[0] not in sections or not s.origin.startswith(ORIGIN)]

@@ -31,8 +31,8 @@ NAMED: Mapping[str, kinds.Kind] = {
     "tracker": kinds.TRACKER,
 }  # fmt: skip
 """The kind of component that an option of a command names."""
-OF_READERS = ("NAME", "mine", "sizes")
-"""Commands of plugins that readers write."""
+OF_READERS = ("NAME", "mine", "sizes", "lengths")
+"""Commands of plugins that readers write, and of examples."""
 USUAL = {"adapter": "lora", "objective": "sft", "loader": "hf", "to": "safetensors", "evaluator": "lm-eval"}
 """The component whose options are given without its name."""
 

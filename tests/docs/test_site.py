@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -201,3 +203,46 @@ def test_another_name_than_a_release_or_dev_is_refused(version: str, site: Any, 
     with pytest.raises(ValueError, match="neither a release"):
         site("versions").add(tmp_path / "published", tmp_path, version, "https://example.org")
     assert not (tmp_path / "published").exists()
+
+
+# ----------------------------------------------------------------------------------------------- API reference
+
+
+@pytest.fixture
+def reference(site: Any) -> Any:
+    pytest.importorskip("griffe", reason="griffelib is not installed: pip install -r scripts/site/requirements.txt")
+    return site("reference").Reference(ROOT, "https://example.org")
+
+
+def annotated(module: str, name: str) -> dict[str, str]:
+    """The public annotated attributes in the body of a class, with their types."""
+    found = importlib.import_module(module)
+    tree = ast.parse(inspect.getsource(getattr(found, name))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    fields = [n for n in tree.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+    return {n.target.id: ast.unparse(n.annotation) for n in fields if n.target.id[0] != "_"}  # type: ignore[union-attr]
+
+
+def test_the_reference_shows_every_annotated_attribute_with_its_type(reference: Any) -> None:
+    module, seen = "smollm3_finetune.api", 0
+    for name in reference.exported(module):
+        target = reference.defined(module, name)
+        if target.is_class:
+            text = reference.directive(target, name, depth=6)
+            shown = dict(re.findall(r"^`+\{py:attribute\} (\w+)\n:type: \"(.*)\"$", text, re.MULTILINE))
+            for field, kind in annotated(module, name).items():
+                assert re.sub(r"\W", "", shown[field]) == re.sub(r"\W", "", kind), f"{name}.{field}"
+                seen += 1
+    assert seen > 150
+
+
+def test_an_attribute_without_docstring_is_shown_and_one_that_a_method_sets_is_not(
+    site: Any, reference: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "sample.py").write_text(
+        'class Shown:\n    bare: int\n    said: str\n    """Said."""\n    default = 3\n    _own: int\n'
+        "    def __init__(self):\n        self.inner = 1\n"
+    )
+    griffe = importlib.import_module("griffe")
+    shown = griffe.load("sample", search_paths=[str(tmp_path)], allow_inspection=False)["Shown"]
+    assert [m.name for m in site("reference").members(shown)] == ["bare", "said", "default"]

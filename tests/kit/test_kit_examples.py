@@ -1,11 +1,11 @@
-"""The adapters in examples/ pass the conformance kit, and train on every bundled quantizer without knowing it."""
+"""The plugins in examples/ pass the conformance kit; the adapters train on every bundled quantizer without knowing it."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from smollm3_finetune.api import ConfigError, ModelError
-from smollm3_finetune.testing import AdapterConformance, ObjectiveConformance, plan, stub_base
+from smollm3_finetune.testing import AdapterConformance, CommandConformance, ObjectiveConformance, plan, stub_base
 
 pytest_plugins = ["smollm3_finetune.testing.fixtures"]
 
@@ -52,6 +52,19 @@ class TestWideBottleneckAfterEveryLayer(TestBottleneck):
 class TestScale(AdapterConformance):
     component = "scale"
     plugins = (EXAMPLES / "scale_adapter.py",)
+
+
+class TestLengths(CommandConformance):
+    component = "lengths"
+    plugins = (EXAMPLES / "lengths_command.py",)
+
+    def works(self, directory: Path) -> Iterable[Sequence[str]]:
+        return [[str(EXAMPLES / "rows.jsonl")]]
+
+    def refused(self, directory: Path) -> Iterable[Sequence[str]]:
+        numbers = directory / "numbers.jsonl"
+        numbers.write_text('{"number": 5}\n')
+        return [["no-such.jsonl"], [str(numbers)], [str(EXAMPLES / "rows.jsonl"), "--model", "no-such-model"]]
 
 
 def bottlenecks(**options: Any) -> Any:
