@@ -146,7 +146,7 @@ def targets(
 
 def _hint_for_unknown(name: str, registry: Registry) -> str:
     """How to install a plugin of this name, or the name of an installed one that is meant."""
-    names = {n for r in registry.plugins for n in (r.name, r.distribution)}
+    names = {n for r in registry.plugins if r.origin != BUILT_IN for n in (r.name, r.distribution)}
     near = did_you_mean(name, [*sorted(names), *(o.spec.name for o in registry.components)])
     offered = {n: d for components in known_components().values() for n, d in components.items()}
     if directory := to_install(name):
