@@ -140,7 +140,7 @@ def test_rows_are_read_when_they_are_reached(isolated: Path) -> None:
         ({"max_length": 1}, "max_length", None),
         ({"formatter": "alpacca"}, "alpacca", "did you mean 'alpaca'?"),
         ({"model": "no-such-model"}, "no-such-model", None),
-        ({"data": "no-such.jsonl"}, "no-such.jsonl", "smollm3 data stats --data FILE.jsonl"),
+        ({"data": "gone/rows.jsonl"}, "gone", "smollm3 data stats --data FILE.jsonl"),
     ],
 )
 def test_wrong_settings_are_refused_in_the_call(

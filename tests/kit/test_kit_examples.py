@@ -1,4 +1,4 @@
-"""The plugins in examples/ pass the conformance kit; the adapters train on every bundled quantizer without knowing it."""
+"""The plugins in examples/ pass the conformance kit; the adapters train on every bundled quantizer."""
 
 from __future__ import annotations
 
