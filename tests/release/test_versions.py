@@ -78,7 +78,7 @@ def test_a_new_plugin_gets_its_extra(tree: Path) -> None:
         ("plugins/smollm3-gptq/pyproject.toml", '"smollm3-finetune>=0.1.0,<0.2",', "", "requires no smollm3-finetune"),
         ("pyproject.toml", "smollm3-gptq==0.1.0", "smollm3-gptq", "the extra 'gptq' of"),
         ("pyproject.toml", ",gptq,", ",", "the extra 'all' of"),
-        ("pyproject.toml", 'test = ["mypy>=1.15"', 'test = ["smollm3-other"', "which this release does not publish"),
+        ("pyproject.toml", 'test = ["griffelib>=2"', 'test = ["smollm3-other"', "which this release does not publish"),
         ("smollm3_finetune/version.py", "0.1.0", "0.1.1", "smollm3-finetune has 0.1.1"),
     ],
 )  # fmt: skip
