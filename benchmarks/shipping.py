@@ -193,9 +193,10 @@ def _cells(setting: Setting, args: argparse.Namespace) -> int:
             own = f"{_share(found['own'])} of its own gain"
             shares = f"{_share(found['without'])} without, {_share(found['with'])} with ship_as, {own}"
             print(f"{title:<26} {adapter:<5} {shares}; {found['bit_for_bit']}", flush=True)
-            if (found["own"]["share"] or 0) < ENOUGH:
-                print(f"FAILED: {title} with {adapter} keeps less than {ENOUGH:.0%} of its own gain")
-                lost = 1
+            for share, what in (("with", "the gain of the plain run"), ("own", "its own gain")):
+                if (found[share]["share"] or 0) < ENOUGH:
+                    print(f"FAILED: {title} with {adapter} keeps less than {ENOUGH:.0%} of {what}")
+                    lost = 1
     return lost
 
 
