@@ -58,8 +58,6 @@ class Held:
     """How much of `weights` FSDP 2 divides among the processes."""
     frozen: Mapping[str, int] = field(default_factory=dict)
     """The frozen dense weights, by the name of their dtype."""
-    trained_base: int = 0
-    """How much of `weights` is trained."""
     quantized: int = 0
     """How much of `weights` is quantized."""
     adapter: int = 0
@@ -213,19 +211,18 @@ def _layer(reduced: Reduced, name: str) -> str:
 def _held(model: nn.Module, base: nn.Module, reduced: Reduced, own: set[int]) -> Held:
     from smollm3_finetune.memory.quantized import PlannedLinear
 
-    weights = adapter = trained = sharded = kept = 0
+    weights = adapter = sharded = kept = 0
     frozen: dict[str, int] = {}
+    parameters = {id(p) for p in model.parameters()}
     for tensor, times in _counted(model, base, reduced):
         size = tensor.nbytes * times
         if id(tensor) not in own:
             adapter += size
             continue
         weights += size
-        is_parameter = id(tensor) in {id(p) for p in model.parameters()}
+        is_parameter = id(tensor) in parameters
         sharded += size if is_parameter else 0
-        if tensor.requires_grad:
-            trained += size
-        elif is_parameter:
+        if is_parameter and not tensor.requires_grad:
             name = str(tensor.dtype).removeprefix("torch.")
             frozen[name] = frozen.get(name, 0) + size
     seen: set[int] = set()
@@ -237,6 +234,4 @@ def _held(model: nn.Module, base: nn.Module, reduced: Reduced, own: set[int]) ->
         times = reduced.times(name.removeprefix(prefix))
         kept += module.about.kept * times
         sharded += module.about.sharded * times
-    return Held(
-        weights=weights + kept, sharded=sharded, frozen=frozen, trained_base=trained, quantized=kept, adapter=adapter
-    )
+    return Held(weights=weights + kept, sharded=sharded, frozen=frozen, quantized=kept, adapter=adapter)
