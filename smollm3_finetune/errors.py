@@ -155,9 +155,15 @@ def did_you_mean(name: str, known: Iterable[str]) -> str | None:
         return longer[0]
     close = difflib.get_close_matches(name, known, n=5, cutoff=0.55)
     near = set(difflib.get_close_matches(name, close, n=5, cutoff=SHORT_CUTOFF))
-    close = [n for n in close if min(len(n), len(name)) > SHORT or n in near]
+    close = [n for n in close if min(len(n), len(name)) > SHORT or n in near or _abbreviates(name, n)]
     swapped = [n for n in close if sorted(n) == sorted(name)]  # swapped letters are the most common typo
     return next(iter((*swapped, *close)), None)
+
+
+def _abbreviates(short: str, word: str) -> bool:
+    """Whether letters were left out of a word, from behind its first to before its last, such as `args`."""
+    letters = iter(word)
+    return short[:1] == word[:1] and short[-1:] == word[-1:] and all(letter in letters for letter in short)
 
 
 EDQUOT = getattr(errno, "EDQUOT", errno.ENOSPC)

@@ -178,6 +178,8 @@ def test_a_suggestion_is_the_most_similar_name_or_none() -> None:
     assert did_you_mean("xyzzy", ["gptq", "none"]) is None
     assert did_you_mean("ternary", ["ray"]) is None  # equal letters of a short word are chance
     assert did_you_mean("hqk", ["hqq", "awq"]) == "hqq"
+    assert did_you_mean("args", ["name", "arguments"]) == "arguments"  # a short word may leave letters out
+    assert did_you_mean("acgs", ["arguments"]) is None
 
 
 @dataclass(frozen=True, kw_only=True)
