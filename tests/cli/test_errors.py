@@ -215,7 +215,8 @@ def test_an_unknown_key_is_named_once(fails: Fails) -> None:
 
 
 def test_names_that_others_use(fails: Fails) -> None:
-    assert fails(2, "--dtype", "fp16").hint.startswith("for example: --dtype float16")
+    assert fails(2, "--dtype", "fp61").hint.startswith("for example: --dtype ")
+    assert "expected auto|float32|bfloat16|float16|float64" in fails(2, "--dtype", "fp61").message
     assert fails(2, "--set", "train.optimizer=adamw").hint == "did you mean 'adamw_torch'?"
 
 

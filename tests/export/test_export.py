@@ -119,7 +119,7 @@ def test_a_run_is_merged_in_float32_exported_and_verified(cli: Cli, run: Path) -
 
 
 def test_options_of_the_exporter_are_flags(cli: Cli, run: Path) -> None:
-    done = cli("export", "--dtype", "bfloat16", run, "--max-shard-size=100KB", "--to", "safetensors", "--output", "b")
+    done = cli("export", "--dtype", "bf16", run, "--max-shard-size=100KB", "--to", "safetensors", "--output", "b")
     assert done.code == 0, done.stderr
     assert "✓ weights" in done.stdout and "retained       1.00 of the gain" in done.stdout
     found = weights(Path("b"))

@@ -118,10 +118,10 @@ def export(words: tuple[str, ...], as_json: bool, **values: Any) -> str:
         request, own_dtype = target_request(target, values, Purpose.EXPORT), "auto"
     from smollm3_finetune.export.plan import ExportSettings, plan_export
     from smollm3_finetune.export.run import export as carry_out
-    from smollm3_finetune.model_files.writing import check_dtype
+    from smollm3_finetune.model_files.writing import saveable_dtype
     from smollm3_finetune.progress import for_stream
 
-    check_dtype("--compute-dtype", values["compute_dtype"])
+    saveable_dtype("--compute-dtype", values["compute_dtype"])
     planned = plan_export(
         *(registry, request),
         ExportSettings(
