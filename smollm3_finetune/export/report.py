@@ -19,8 +19,7 @@ from smollm3_finetune.model.adapter_card import StatedTraining, stated_training
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import license_of, shown_ref
 from smollm3_finetune.model_files.output import publish
-
-FIGURES = "export.json"
+from smollm3_finetune.model_files.writing import EXPORT_FIGURES
 
 
 def export_report(
@@ -73,7 +72,7 @@ def export_report(
 def publish_export(about: Mapping[str, Any], out: Path, planned: PlannedExport) -> None:
     """Write the card and the figures into an otherwise complete directory, and rename it to the output."""
     (out / CARD).write_text(card(about, _training(planned)), encoding="utf-8")
-    write_json(out / FIGURES, about)
+    write_json(out / EXPORT_FIGURES, about)
     publish(out, planned.settings.output)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FIGURES = "merge.json"
+EXPORT_FIGURES = "export.json"
 BESIDE = r"(\w+_)?(pre)?processor_config\.json|[\w.-]+\.py|(LICENSE|NOTICE|COPYING)[\w.-]*"
 BESIDE_TOKENIZER = re.compile(BESIDE)
 """Files of a model other than its weights, its tokenizer and its generation config: processors of images and sound,

@@ -9,11 +9,11 @@ from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.export.names import choose_exporter
 from smollm3_finetune.export.plan import ExportSettings, PlannedExport, plan_export
-from smollm3_finetune.export.report import FIGURES
 from smollm3_finetune.export.run import export
 from smollm3_finetune.files.json import json_object
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.model_files.output import check_vacant
+from smollm3_finetune.model_files.writing import EXPORT_FIGURES
 from smollm3_finetune.pipeline.work import Work, subject_of
 
 
@@ -58,7 +58,7 @@ def planned_export(work: Work) -> PlannedExport:
 
 def exporting_figures(work: Work) -> dict[str, Any]:
     """The bytes of the written files, and the losses before and after, if the retained share is known."""
-    about = json_object(work.directory / FIGURES)
+    about = json_object(work.directory / EXPORT_FIGURES)
     kept = about.get("retained") or {}
     return {
         "bytes": sum((about.get("files") or {}).values()),

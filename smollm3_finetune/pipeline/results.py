@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.export.report import FIGURES as EXPORTED
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.model.saved_adapter import EDITABLE
-from smollm3_finetune.model_files.writing import FIGURES
+from smollm3_finetune.model_files.writing import EXPORT_FIGURES, FIGURES
 from smollm3_finetune.runs.rundir import RunDir
 
 EVALUATION = "eval.json"
@@ -17,7 +16,7 @@ EVALUATION = "eval.json"
 
 
 DONE = {
-    "train": "report.json", "merge": FIGURES, "quantize": "config.json", "export": EXPORTED, "eval": EVALUATION,
+    "train": "report.json", "merge": FIGURES, "quantize": "config.json", "export": EXPORT_FIGURES, "eval": EVALUATION,
 }  # fmt: skip
 """The file of each kind of stage that is only there when its work is complete."""
 
