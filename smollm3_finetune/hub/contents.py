@@ -17,9 +17,9 @@ from smollm3_finetune.files.checksums import CHECKSUMS
 from smollm3_finetune.files.json import names_code, read_json
 from smollm3_finetune.files.limits import not_regular
 from smollm3_finetune.files.partial import PARTIAL
-from smollm3_finetune.hub.exported import ExportedFiles
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
+from smollm3_finetune.model_files.exported import ExportedFiles
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import is_ours
 from smollm3_finetune.model_files.writing import BELONGS, CODE_NAMES, EXPORT_FIGURES, FIGURES

@@ -26,11 +26,11 @@ from smollm3_finetune.hub.contents import (
     kind_of,
     left_of_run,
 )
-from smollm3_finetune.hub.exported import ExportedFiles
 from smollm3_finetune.hub.scan import check_text
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.model_files.card_metadata import metadata_fault
+from smollm3_finetune.model_files.exported import ExportedFiles
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import is_path, last_part
 from smollm3_finetune.runs.failure import failure_of

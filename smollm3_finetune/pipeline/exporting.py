@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.api import Purpose
+from smollm3_finetune.api import ExporterSpec, Purpose
+from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.export.names import choose_exporter
@@ -36,6 +37,23 @@ def chosen_exporter(work: Work) -> SelectedComponent:
             hint="from: the train stage",
         )
     return choice
+
+
+def check_loads(work: Work) -> None:
+    """Raises ConfigError if the stage takes the result of an export that no loader opens."""
+    for ref in work.stage.refs():
+        earlier = next((s for s in work.pipeline.stages if s.name == ref.stage), None)
+        if earlier is None or earlier.export is None:
+            continue
+        assert earlier.start is not None
+        choice = choose_exporter(work.registry(), earlier.export, earlier.origins)
+        spec: ExporterSpec = refined(choice, environment(work.context(Purpose.EXPORT)().device, Purpose.EXPORT))
+        if not spec.loads:
+            raise ConfigError(
+                f"{ref.origin}: the stage {earlier.name!r} exports for other software: smollm3 does not load what "
+                f"{choice.component.title} writes",
+                hint=f"begin with {earlier.start.title}, which it exports",
+            )
 
 
 def planned_export(work: Work) -> PlannedExport:
