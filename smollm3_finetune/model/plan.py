@@ -152,8 +152,9 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
         user_path(request.ref)  # raises for the null byte
     if config.name is not None:
         return choose(registry, LOADER, config.name, config, request.origins)
-    _check_directory(request.ref, registry)
     best = registry.claiming(LOADER, request.ref, f"the reference {request.ref!r}")
+    if all(o.spec.rank < 0 for o in best):  # one that claims any directory
+        _check_directory(request.ref, registry)
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)

@@ -281,6 +281,9 @@ def test_a_file_that_a_loader_claims_is_named(cli: Cli, small: Path, plugin_file
     done = cli("export", "out", *plugins, "--output", "again")
     assert done.code == 2 and "'out' is not a model, but contains one in a file" in done.stderr, done.stderr
     assert f"hint: name the file: smollm3 export {file} --to npz --output DIR" in done.stderr
+    done = cli("generate", "out", *plugins[:-2], "--prompt", "Hello!")
+    assert done.code == 6 and "'out' is not a model, but contains one in a file" in done.stderr, done.stderr
+    assert f"hint: name the file: {file}" in done.stderr
 
 
 def test_a_wrong_merge_is_refused_before_anything_is_written(cli: Cli, small: Path) -> None:
