@@ -153,7 +153,7 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
     if config.name is not None:
         return choose(registry, LOADER, config.name, config, request.origins)
     best = registry.claiming(LOADER, request.ref, f"the reference {request.ref!r}")
-    if all(o.spec.rank < 0 for o in best):  # one that claims any directory
+    if all(getattr(o.spec, "rank", 0) < 0 for o in best):  # one that claims any directory
         _check_directory(request.ref, registry)
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
