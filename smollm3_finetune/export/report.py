@@ -61,6 +61,7 @@ def export_report(
         "merge": None if merge is None else {name: merge[name] for name in ("dtype", "figures", "limits", "own_base")},
         "checks": [{"name": c.name, "passed": c.passed, "says": c.says, "figures": _plain(c.figures)} for c in checks],
         "retained": None if kept is None else kept.as_json(),
+        "loads": planned.spec.loads,
         "files": {str(f.relative_to(out)): f.stat().st_size for f in sorted(out.rglob("*")) if f.is_file()},
         "warnings": warnings,
         "versions": versions,

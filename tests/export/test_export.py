@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from smollm3_finetune import load_model
+from smollm3_finetune.export.card import card, is_model
 from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.model.adapter_card import StatedTraining
 from smollm3_finetune.model_files.card_mark import is_generated
 from smollm3_finetune.model_files.card_metadata import metadata_fault
 from smollm3_finetune.testing import write_small_model
@@ -133,6 +135,20 @@ def test_a_model_is_exported_as_it_is(cli: Cli, small: Path) -> None:
     before, after = weights(small), weights(Path("out"))
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert report["merge"] is None and report["adapter"] is None and report["retained"] is None
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_only_what_transformers_loads_is_shown_with_its_use(loads: bool) -> None:
+    """Other software has files of the same names, for example with codes of its own."""
+    about = {
+        "title": "small, exported as thing", "model": "small", "exporter": "thing", "merge": None, "quantizer": "none",
+        "adapter": None, "options": {}, "license": {}, "checks": [], "retained": None, "warnings": [], "loads": loads,
+        "files": {"config.json": 2, "model.safetensors": 9}, "output": "out", "seconds": 1,
+    }  # fmt: skip
+    text = card(about, StatedTraining())
+    assert ("from_pretrained" in text) == ("library_name: transformers" in text) == loads
+    assert ("library_name: thing" in text) == (not loads)
+    assert is_model(about) == loads
 
 
 def test_a_quantized_model_is_dequantized_first(cli: Cli, small: Path) -> None:

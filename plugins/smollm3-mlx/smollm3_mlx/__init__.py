@@ -22,8 +22,11 @@ def check_export(options: Any, source: ModelSource) -> None:
 
 
 def refine_export(spec: ExporterSpec, options: Any, env: Env) -> ExporterSpec:
-    """The weights in the dtype: with bits, they are a temporary copy, deleted before the smaller ones are written."""
-    return dataclasses.replace(spec, disk=SIZES[options.dtype])
+    """The weights in the dtype: with bits, they are a temporary copy, deleted before the smaller ones are written.
+
+    transformers loads these weights, but not the codes of mlx.
+    """
+    return dataclasses.replace(spec, disk=SIZES[options.dtype], loads=options.bits is None)
 
 
 @hookimpl
