@@ -279,8 +279,9 @@ def gguf(session: nox.Session) -> None:
     """What llama.cpp computes with exported files, with llama-cpp-python in an environment of its own, over this one.
 
     Runs the tests that skip without it, and `benchmarks/gguf_export.py` on SmolLM2-135M; `-- --write` fills
-    docs/exporting-gguf.md. The library has no wheels on the package index and compiles for a quarter of an hour: set
-    `SMOLLM3_LLAMA_WHEEL` to a folder with a wheel of it. CI does not run this session.
+    docs/exporting-gguf.md, and `--json FILE` keeps what is measured, so that an interrupted session continues. The
+    library has no wheels on the package index and compiles for a quarter of an hour: set `SMOLLM3_LLAMA_WHEEL` to a
+    folder with a wheel of it. CI does not run this session.
     """
     folder = os.environ.get("SMOLLM3_LLAMA_WHEEL")
     wheels = sorted(Path(folder).glob("llama_cpp_python-*.whl")) if folder else []

@@ -310,12 +310,15 @@ class ExporterSpec(ComponentSpec):
     weightless_options: Collection[str] = ()
     """Names of options that change no weight, such as an additional file: a run that was trained with `train.ship_as`
     for this format may be exported with other values of them, and is compared bit for bit."""
+    loads: bool = False
+    """A loader opens what `write` has written, so that a later stage of a pipeline can begin with it: the directory, if
+    it has a `config.json`, otherwise its largest file."""
     disk: float | None = None
     """Bytes that `write` needs on the disk for each parameter, its temporary files included; None: as many as the
     model that it is passed."""
     refine: Callable[[ExporterSpec, Any, Env], ExporterSpec] | None = None
     """`refine(spec, options, env)` returns the descriptor for these options on this machine, such as another
-    `round_trips` or `disk`."""
+    `round_trips`, `loads` or `disk`."""
     check: Callable[[Any, ModelSource], None] | None = None
     """`check(options, source)` raises a SmolLM3Error where this model cannot be exported with these options.
 

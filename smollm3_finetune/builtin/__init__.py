@@ -213,6 +213,7 @@ def smollm3_exporters() -> list[ExporterSpec]:
             summary="a dense model that transformers loads, in any dtype and in files of any size",
             factory="smollm3_finetune.builtin.exporters.safetensors:SafetensorsExporter",
             options="smollm3_finetune.builtin.options:SafetensorsOptions",
+            loads=True,
             refine=refine_safetensors,
             api=2,
         )

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from smollm3_finetune.model_files.dtypes import full_name
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 FLAGS: Mapping[str, tuple[str, ...]] = {
@@ -55,6 +57,13 @@ class Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a number", param, ctx)
         return number
+
+
+class Dtype(click.Choice[str]):
+    """One of several dtypes, also by its short name: `bf16`."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(full_name(str(value)), param, ctx)
 
 
 def set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:

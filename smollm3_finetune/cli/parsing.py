@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
@@ -73,14 +74,16 @@ class HintingCommand(click.Command):
     """A command that says which configuration key or which component has an option that the command does not have."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        typed = list(args)  # the parser removes what it has read
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as e:
             name = e.option_name.lstrip("-").replace("-", "_")
             flags = {flag for p in self.params for flag in p.opts}
-            if "--requantize" in args:
+            if "--requantize" in typed:
                 flags.discard("--quant-opt")  # that of the run's base
-            if hint := " or ".join(_settings(name, flags)):
+            hints = _ship_setting(name, typed) if "--ship-as-opt" in flags else ""
+            if hint := hints or " or ".join(_settings(name, flags)):
                 raise click.UsageError(f"No such option {e.option_name!r}\n  hint: {hint}", ctx) from e
             raise
 
@@ -139,6 +142,24 @@ def _component_settings(name: str, flags: Iterable[str]) -> Iterator[str]:
             flag = "--requantize-opt"
         if flag in flags and any(name in _option_names(component) for component in registry.of(kind)):
             yield f"{flag} {name}=VALUE"
+
+
+def _ship_setting(name: str, args: list[str]) -> str:
+    """What sets an option of this name of the format that `--ship-as` names; empty if that has no such option."""
+    from smollm3_finetune.cli.session import find_plugins
+    from smollm3_finetune.components.kinds import EXPORTER, QUANTIZER
+    from smollm3_finetune.errors import SmolLM3Error
+
+    given = [value for flag, value in itertools.pairwise(args) if flag == "--ship-as"]
+    given += [arg.partition("=")[2] for arg in args if arg.startswith("--ship-as=")]
+    if not given:
+        return ""
+    try:
+        registry: Any = find_plugins((), False)
+    except SmolLM3Error:
+        return ""
+    named = [c for kind in (QUANTIZER, EXPORTER) for c in registry.of(kind) if given[-1] in (c.spec.name, c.full_name)]
+    return f"--ship-as-opt {name}=VALUE" if any(name in _option_names(c) for c in named) else ""
 
 
 def _option_names(component: Any) -> set[str]:

@@ -1,7 +1,7 @@
 """The JSON schema of what a configuration file may contain: it accepts and rejects what `options.build` does.
 
 `options.json_schema` has the types of the values. Files may write some of them in other ways: a list as text with
-commas, `none`, `yes`, a number where text is expected, or the former name of an option.
+commas, `none`, `yes`, a number where text is expected, the short name of a dtype, or the former name of an option.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
 from smollm3_finetune.config.options import field_types, json_schema, key_of, words_for_none
+from smollm3_finetune.model_files.dtypes import ALIASES
 
 WORDS = ("0", "off", "f", "false", "n", "no", "1", "on", "t", "true", "y", "yes")
 """The words for true and false, in upper or lower case."""
@@ -65,7 +66,9 @@ def _widened(raw: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]
         return {**_widened(target, inner), **node}
     if "anyOf" in node:
         node["anyOf"] = [_widened(n, inner) for n in node["anyOf"]]
-    elif "enum" in node or "const" in node:
+    elif "enum" in node:
+        node["enum"] = [*node["enum"], *(alias for alias, dtype in ALIASES.items() if dtype in node["enum"])]
+    elif "const" in node:
         pass
     elif node.get("type") == "string":
         node |= TEXT

@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from smollm3_finetune.errors import did_you_mean
+from smollm3_finetune.model_files.dtypes import full_name
 
 WHOLE = 100
 """The example for a whole number without a default, if its limits allow it."""
-
-
-DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
-"""Other names of dtypes, for the hint."""
 
 
 def value_hint(info: Any, annotation: Any, place: str, wrong: Any) -> str | None:
@@ -40,7 +37,7 @@ def example_of(info: Any, annotation: Any, wrong: Any) -> str | None:
     """A valid value as text: the word that was probably meant, else the default, else one within the limits."""
     kinds = list((get_args(annotation) if get_origin(annotation) is not Literal else [annotation]) or [annotation])
     words = [word for k in kinds if get_origin(k) is Literal for word in get_args(k)]
-    wrong = DTYPES.get(wrong, wrong) if isinstance(wrong, str) else wrong
+    wrong = full_name(wrong) if isinstance(wrong, str) else wrong
     near = did_you_mean(wrong, [w for w in words if isinstance(w, str)]) if isinstance(wrong, str) else None
     default = info.default
     if near is not None:

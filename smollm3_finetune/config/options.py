@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from smollm3_finetune.api.given import remember
 from smollm3_finetune.errors import ConfigError, PluginError, SmolLM3Error, did_you_mean
+from smollm3_finetune.model_files.dtypes import full_name
 
 T = TypeVar("T")
 UNREACHED = 10**9
@@ -158,23 +159,32 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 def words_for_none(annotation: Any) -> tuple[str, ...]:
     """The words for no value of an option. Text has none, and for true or false, `off` is false."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    own = {word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)}
+    own = _words(annotation)
     if str in kinds:
         return ()
     return tuple(w for w in ("none", "off") if w not in own and (w == "none" or bool not in kinds))
 
 
+def _words(annotation: Any) -> set[Any]:
+    """The fixed values that an option accepts."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    return {word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)}
+
+
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values under the current option names, with lists and `none` converted.
+    """The values under the current option names, with lists, `none` and short names of dtypes converted.
 
     For a list option, `q_proj,v_proj` or a single value becomes a list. `none` and `off` become None, unless the option
-    accepts text, which could be that word; for true or false, `off` is false.
+    accepts text, which could be that word; for true or false, `off` is false. An option with fixed words that include
+    a dtype accepts its short name too: `bf16`.
     """
     hints = field_types(cls)
     out = _with_current_names(cls, values)
     for name, value in list(out.items()):
         if type(None) in get_args(hints.get(name)) and isinstance(value, str) and value in words_for_none(hints[name]):
             out[name] = None
+        if isinstance(value, str) and value not in (words := _words(hints.get(name))) and full_name(value) in words:
+            out[name] = full_name(value)
         if get_origin(hints.get(name)) is tuple and not isinstance(value, list | tuple | dict | None):
             parts = value.split(",") if isinstance(value, str) else [value]
             kind = get_args(hints[name])[0]

@@ -86,6 +86,7 @@ class PlannedRows:
             *(self.rows, self.survey, self.objective, self.renderer(model), config.data.max_length),
             *(context.cache, context.progress),
             chunk=config.data.long_text == "chunk",
+            new_tokens=model.new_tokens,
         )
 
 

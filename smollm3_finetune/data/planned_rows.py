@@ -19,7 +19,7 @@ from smollm3_finetune.data.chat_template.renderer import Renderer
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.data.rows import Rows
 from smollm3_finetune.errors import Collector, SmolLM3Error, raise_all
-from smollm3_finetune.model.new_tokens import added_tokens, declared_tokens, rows_of, split_known
+from smollm3_finetune.model.new_tokens import NewToken, added_tokens, declared_tokens, rows_of, split_known
 from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 from smollm3_finetune.model.start_from import continued_tokenizer
 from smollm3_finetune.model_files.loading import load_tokenizer, quiet_transformers
@@ -39,6 +39,8 @@ class PlannedRows:
     """Whether raw text longer than `max_length` becomes several examples."""
     declared: Sequence[str]
     """The tokens of `data.add_tokens`."""
+    new_tokens: Sequence[NewToken]
+    """Those of them that the model gets, and those of the adapter that the run starts from."""
 
 
 def plan_rows(registry: Registry, loaded: LoadedConfig, progress: Progress, start: Started | None) -> PlannedRows:
@@ -88,6 +90,7 @@ def plan_rows(registry: Registry, loaded: LoadedConfig, progress: Progress, star
         max_length=max_length,
         chunk=config.data.long_text == "chunk",
         declared=declared,
+        new_tokens=(*earlier, *tokens),
     )
 
 

@@ -25,6 +25,7 @@ from smollm3_finetune.data.sequences import numbered_sequences, sequences_of
 from smollm3_finetune.data.stats import SourceStats
 from smollm3_finetune.data.tokenization import ExampleBuilder, copies
 from smollm3_finetune.errors import ConfigError
+from smollm3_finetune.model.new_tokens import NewToken
 from smollm3_finetune.runs.start_from import Started
 
 
@@ -135,6 +136,7 @@ class Preview:
     progress: Progress
     declared: Sequence[str] = ()
     """The tokens of `data.add_tokens`."""
+    new_tokens: Sequence[NewToken] = ()
 
     def sources(self, wanted: int | None) -> list[int]:
         """The indices of the sources to show. Raises ConfigError if `wanted` does not exist."""
@@ -168,6 +170,7 @@ class Preview:
             validation=about.source.validation,
             not_read=self.survey.unread[source],
             declared=self.declared,
+            added=self.new_tokens,
         )
         wanted = total if sample is None else min(sample, total)
         with self.progress.task(f"counting {about.source.title}", wanted) as task:
@@ -195,6 +198,7 @@ def plan_preview(registry: Registry, loaded: LoadedConfig, progress: Progress, s
         survey=survey,
         progress=progress,
         declared=planned.declared,
+        new_tokens=planned.new_tokens,
     )
 
 

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from smollm3_finetune.data.left_out import LeftOut, Side, more_useful
+from smollm3_finetune.data.new_token_rows import add_row, no_rows_yet
 from smollm3_finetune.data.prepared_row import Prepared
 from smollm3_finetune.data.rows import Survey
 from smollm3_finetune.data.shares import Shares
+from smollm3_finetune.model.new_tokens import NewToken
 
 PLACES = 5
 """How many left-out rows are listed with their location."""
@@ -63,6 +65,13 @@ class SourceStats:
     """Columns that the formatter does not read, and the number of rows that have a value in each, over all rows."""
     declared: Sequence[str] = ()
     """The tokens of `data.add_tokens`."""
+    added: Sequence[NewToken] = ()
+    """The tokens that the model gets."""
+    new_tokens: Counter[str] = field(default_factory=Counter)
+    """Training rows that hold each of them, after cutting."""
+
+    def __post_init__(self) -> None:
+        self.new_tokens.update(no_rows_yet(self.added))
 
     def add(self, row: Prepared) -> None:
         self.rows += 1
@@ -86,6 +95,8 @@ class SourceStats:
             self.tokens_supervised += row.supervised
             for name, tokens in row.parts.items():
                 self.parts.setdefault(name, Counter())[tokens] += 1
+        if row.side == "train":
+            add_row(self.new_tokens, self.added, (s.ids for s in row.sequences))
         self.chunks += row.chunks
         self.cut += "cut" in row.notes
         self.tokens_cut += row.removed
@@ -115,6 +126,7 @@ class SourceStats:
             "chunks": self.chunks,
             "notes": dict(sorted(self.notes.items())),
             "not_read": dict(self.not_read),
+            "new_tokens": dict(self.new_tokens),
             **asdict(self.shares),
             "tokens": self.tokens,
             "tokens_supervised": self.tokens_supervised,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ from smollm3_finetune.data.chat_template.turns import Turns
 from smollm3_finetune.data.chunks import CHUNKED, ChunkRenderer
 from smollm3_finetune.data.examples import Examples, _ArrowFile
 from smollm3_finetune.data.left_out import LeftOut, Side, more_useful, reason, refuse_if_nothing_is_supervised
+from smollm3_finetune.data.new_token_rows import add_row, no_rows_yet
 from smollm3_finetune.data.rows import PositionedRow, Rows, Survey
 from smollm3_finetune.data.shares import Shares, shares
 from smollm3_finetune.errors import DataError, first_line, is_resource_error
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.files.limits import load_json
+from smollm3_finetune.model.new_tokens import NewToken
 from smollm3_finetune.version import __version__
 
 CONTENT = "content.sha256"
@@ -65,6 +67,8 @@ class SourceCounts:
     """Columns that the formatter does not read, and the number of rows that have a value in each."""
     shares: Shares = field(default_factory=Shares)
     """Answers and tool calls of these rows that are trained on or not."""
+    new_tokens: Mapping[str, int] = field(default_factory=dict)
+    """For each new token, the number of training rows that hold it within the maximum length."""
 
     @property
     def rows(self) -> int:
@@ -105,8 +109,9 @@ def tokenize(
     progress: Progress,
     *,
     chunk: bool = False,
+    new_tokens: Sequence[NewToken] = (),
 ) -> Tokens:
-    """The rows as tokens, from the cache if it has them.
+    """The rows as tokens, from the cache if it has them; the training rows that hold each of `new_tokens` are counted.
 
     With `chunk`, raw text longer than `max_length` becomes several examples; otherwise it is cut, like conversations.
     Raises DataError, with file and line, if a row is invalid, and if no row is left to train on.
@@ -119,13 +124,15 @@ def tokenize(
         "stops": renderer.endings.stops if renderer.template else [],
         "layout": LAYOUT,
         "embeddings": renderer.embeddings,
+        **({"new_tokens": [token.text for token in new_tokens]} if new_tokens else {}),
     }
     identity = fingerprint(inputs)
     total = sum(survey.total(i) for i in range(len(rows.sources)))
 
     def build(out: Path) -> None:
         with progress.task("tokenizing", total) as task:
-            writer = _Writer(out, rows, survey, ExampleBuilder(objective, renderer, max_length, chunk=chunk))
+            build_example = ExampleBuilder(objective, renderer, max_length, chunk=chunk)
+            writer = _Writer(out, rows, survey, build_example, new_tokens)
             for row in rows.positioned():
                 writer.add(row)
                 task.advance()
@@ -245,7 +252,7 @@ class ExampleBuilder:
                 made = [self._prepared(row.conversation, view) for view in views]
                 made += self._own_examples(row.conversation)
                 found = [self._checked(example) for example in made if example is not None]
-            for ids in (ids for example in found for name, ids in example.items() if name.endswith("input_ids")):
+            for ids in _token_ids(found):
                 self.renderer.check_ids(ids, row.where)
         except DataError as e:
             raise DataError(f"{row.where}: {e.message}", hint=e.hint) from e
@@ -321,8 +328,12 @@ class ExampleBuilder:
 class _Writer:
     """Writes rows to Arrow files: one for the training rows, and one for the held-out rows of each source."""
 
-    def __init__(self, out: Path, rows: Rows, survey: Survey, prepare: ExampleBuilder) -> None:
+    def __init__(
+        self, out: Path, rows: Rows, survey: Survey, prepare: ExampleBuilder, new_tokens: Sequence[NewToken]
+    ) -> None:
         self.out, self.rows, self.survey, self.prepare = out, rows, survey, prepare
+        self.new_tokens = new_tokens
+        self.rows_of_tokens = [no_rows_yet(new_tokens) for _ in rows.sources]
         self.train, self.rows_per_pass = _ArrowFile(out / "train.arrow"), 0
         self.held_out = [_ArrowFile(out / f"held_out-{i}.arrow") for i in range(len(rows.sources))]
         self.examples_of_rows = [array("i") for _ in rows.sources]
@@ -355,6 +366,7 @@ class _Writer:
                 self.held_out[row.source].add(example)
         else:
             counts["train"] += 1
+            add_row(self.rows_of_tokens[row.source], self.new_tokens, _token_ids(examples))
             times = copies(self.rows.sources[row.source].source.config.weight, row.position)
             self.rows_per_pass += times
             for example in examples * times:
@@ -382,8 +394,14 @@ class _Writer:
         for i, numbers in enumerate(self.examples_of_rows):
             if set(numbers) - {1}:
                 (self.out / f"held_out-{i}.rows").write_bytes(numbers.tobytes())
-        saved = [{**c, "shares": asdict(s)} for c, s in zip(self.counts, self.shares, strict=True)]
+        parts = zip(self.counts, self.shares, self.rows_of_tokens, strict=True)
+        saved = [{**c, "shares": asdict(s), "new_tokens": dict(t)} for c, s, t in parts]
         (self.out / "counts.json").write_text(json.dumps(saved), encoding="utf-8")
+
+
+def _token_ids(examples: Iterable[Mapping[str, list[int]]]) -> Iterator[list[int]]:
+    """The token ids of examples, among the lists of integers that they have."""
+    return (ids for example in examples for name, ids in example.items() if name.endswith("input_ids"))
 
 
 def _no_rows(in_validation: int) -> dict[str, Any]:

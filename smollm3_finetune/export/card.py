@@ -28,7 +28,7 @@ def card(about: Mapping[str, Any], training: StatedTraining) -> str:
     rows.append(("files", ", ".join(f"`{name}`" for name in list(about["files"])[:8])))
     if (stage := about.get("pipeline")) is not None:
         rows.append(("pipeline", f"stage `{stage['stage']}` of `{stage['pipeline']}`"))
-    loads = is_model(about["files"])
+    loads = is_model(about)
     lines = [
         *beginning(
             Metadata(
@@ -62,9 +62,13 @@ def card(about: Mapping[str, Any], training: StatedTraining) -> str:
     return marked("\n".join(lines) + "\n")
 
 
-def is_model(files: Mapping[str, Any]) -> bool:
-    """Whether these are files of a directory that transformers loads."""
-    return "config.json" in files and any(name.endswith(".safetensors") for name in files)
+def is_model(about: Mapping[str, Any]) -> bool:
+    """Whether transformers loads the directory of an export.
+
+    Other software reads files of the same names, for example with codes that transformers does not know.
+    """
+    files = about["files"]
+    return bool(about["loads"]) and "config.json" in files and any(name.endswith(".safetensors") for name in files)
 
 
 def _relation(about: Mapping[str, Any]) -> str | None:

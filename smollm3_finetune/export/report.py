@@ -19,8 +19,7 @@ from smollm3_finetune.model.adapter_card import StatedTraining, stated_training
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import license_of, shown_ref
 from smollm3_finetune.model_files.output import publish
-
-FIGURES = "export.json"
+from smollm3_finetune.model_files.writing import EXPORT_FIGURES
 
 
 def export_report(
@@ -62,6 +61,7 @@ def export_report(
         "merge": None if merge is None else {name: merge[name] for name in ("dtype", "figures", "limits", "own_base")},
         "checks": [{"name": c.name, "passed": c.passed, "says": c.says, "figures": _plain(c.figures)} for c in checks],
         "retained": None if kept is None else kept.as_json(),
+        "loads": planned.spec.loads,
         "files": {str(f.relative_to(out)): f.stat().st_size for f in sorted(out.rglob("*")) if f.is_file()},
         "warnings": warnings,
         "versions": versions,
@@ -73,7 +73,7 @@ def export_report(
 def publish_export(about: Mapping[str, Any], out: Path, planned: PlannedExport) -> None:
     """Write the card and the figures into an otherwise complete directory, and rename it to the output."""
     (out / CARD).write_text(card(about, _training(planned)), encoding="utf-8")
-    write_json(out / FIGURES, about)
+    write_json(out / EXPORT_FIGURES, about)
     publish(out, planned.settings.output)
 
 

@@ -1,4 +1,4 @@
-"""What a user names for an export: the run or model, the output directory, and the files in a directory.
+"""What a user names for an export: the run or model, and the output directory.
 
 Imports nothing heavy.
 """
@@ -9,7 +9,7 @@ import itertools
 import shlex
 from pathlib import Path
 
-from smollm3_finetune.components.kinds import LOADER
+from smollm3_finetune.components.loadable import loadable_file
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.model_files.output import check_vacant
@@ -35,12 +35,6 @@ def check_is_model(target: str, to: str, registry: Registry) -> None:
     if (file := loadable_file(place.path, registry)) is not None:
         hint = f"name the file: {again.format(shlex.quote(str(file)))} --output DIR"
         raise ConfigError(f"{target!r} is not a model, but contains one in a file", hint=hint)
-
-
-def loadable_file(directory: Path, registry: Registry) -> Path | None:
-    """The first file in a directory that a loader claims; None if there is none."""
-    files = (file for file in sorted(directory.iterdir()) if file.is_file())
-    return next((file for file in files if registry.claiming(LOADER, str(file))), None)
 
 
 def check_default_output(path: Path) -> None:

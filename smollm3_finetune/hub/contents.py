@@ -19,12 +19,14 @@ from smollm3_finetune.files.limits import not_regular
 from smollm3_finetune.files.partial import PARTIAL
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
+from smollm3_finetune.model_files.exported import ExportedFiles
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import is_ours
-from smollm3_finetune.model_files.writing import BELONGS, CODE_NAMES, FIGURES
+from smollm3_finetune.model_files.writing import BELONGS, CODE_NAMES, EXPORT_FIGURES, FIGURES
 from smollm3_finetune.runs.best import MEASURED
 
 ADAPTER, MODEL, MERGED, QUANTIZED = "adapter", "model", "merged model", "quantized checkpoint"
+EXPORTED, EXPORTED_ADAPTER = "exported model", "exported adapter"
 WEIGHTS = (".safetensors", ".gguf")
 """The suffixes of weight files, those of exported models included."""
 OF_A_MODEL = re.compile(
@@ -87,6 +89,8 @@ def kind_of(directory: Path) -> str | None:
         return ADAPTER
     if (directory / FIGURES).is_file():
         return QUANTIZED if read_json(directory / FIGURES).get("requantized") else MERGED
+    if (exported := ExportedFiles.read(directory)) is not None:
+        return EXPORTED_ADAPTER if exported.is_adapter else EXPORTED
     if not is_ours(directory):
         return None
     if (directory / "config.json").is_file():
@@ -97,10 +101,10 @@ def kind_of(directory: Path) -> str | None:
 def contents(directory: Path, kind: str) -> Contents:
     """The files that are published of a directory of this kind. Raises ModelError if one of them is a link out of it.
 
-    The files of an adapter are those of its `checksums.json`, which was written with them; without it, and for a model,
-    they are those whose names belong to a model.
+    The files of an adapter are those of its `checksums.json`, which was written with them, and the files of an export
+    are those of its `export.json`; without a list, they are those whose names belong to a model.
     """
-    listed = _listed(directory) if kind == ADAPTER else None
+    listed = _listed(directory, kind)
     has_code = any(names_code(read_json(directory / n)) for n in CODE_NAMES if (directory / n).is_file())
     names, left_out = [], []
     for name in _files(directory):
@@ -146,7 +150,8 @@ def _why_left_out(directory: Path, name: str, listed: set[str] | None, has_code:
     if name in (CHECKSUMS, CARD) or LICENSE.fullmatch(name):
         return None
     if listed is not None:
-        return None if name in listed else f"not part of the adapter: not in {CHECKSUMS}"
+        of, file = ("adapter", CHECKSUMS) if EXPORT_FIGURES not in listed else ("export", EXPORT_FIGURES)
+        return None if name in listed else f"not part of the {of}: not in {file}"
     if "/" in name or not OF_A_MODEL.fullmatch(name):
         return None if name == DESCRIPTION else "not a file of a model"
     if name.endswith(".py") and not has_code:
@@ -177,9 +182,14 @@ def _check_file(directory: Path, name: str) -> None:
         raise ModelError(f"{file} is a link to a file that does not exist", hint="replace the link with the file")
 
 
-def _listed(directory: Path) -> set[str] | None:
-    """The names in `checksums.json`; None if there is no such file. It was compared with the files before."""
-    if not (directory / CHECKSUMS).is_file():
+def _listed(directory: Path, kind: str) -> set[str] | None:
+    """The names in `checksums.json` or `export.json`; None if there is no list. It was compared with the files before.
+
+    A quantized checkpoint or another model has none.
+    """
+    if kind in (EXPORTED, EXPORTED_ADAPTER) and (exported := ExportedFiles.read(directory)) is not None:
+        return {*exported.sizes, EXPORT_FIGURES}
+    if kind != ADAPTER or not (directory / CHECKSUMS).is_file():
         return None
     return set(read_json(directory / CHECKSUMS)["sha256"])
 

@@ -15,11 +15,22 @@ from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.files.checksums import CHECKSUMS
 from smollm3_finetune.files.json import read_json
 from smollm3_finetune.files.locks import check_not_held
-from smollm3_finetune.hub.contents import ADAPTER, WEIGHTS, Contents, LeftOut, contents, kind_of, left_of_run
+from smollm3_finetune.hub.contents import (
+    ADAPTER,
+    EXPORTED,
+    EXPORTED_ADAPTER,
+    WEIGHTS,
+    Contents,
+    LeftOut,
+    contents,
+    kind_of,
+    left_of_run,
+)
 from smollm3_finetune.hub.scan import check_text
 from smollm3_finetune.model.saved_adapter import FILE as DESCRIPTION
 from smollm3_finetune.model.saved_adapter import SavedAdapter
 from smollm3_finetune.model_files.card_metadata import metadata_fault
+from smollm3_finetune.model_files.exported import ExportedFiles
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.model_card import is_path, last_part
 from smollm3_finetune.runs.failure import failure_of
@@ -30,6 +41,8 @@ TEXT = (".json", ".md", ".txt", ".jinja", ".py", ".yaml", ".yml")
 BASE_NAMED_IN = {DESCRIPTION: "model", "adapter_config.json": "base_model_name_or_path"}
 """The files of an adapter that name its base, and the key: a local path is replaced by its last part."""
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "added_tokens.json")
+SMALL = 1_000_000
+"""Bytes of a text file without a suffix at most."""
 HEADER_LIMIT = 100_000_000
 """Bytes of a safetensors header at most, as in safetensors itself."""
 BINARY_SCANNED = 4_000_000
@@ -197,8 +210,10 @@ def _checked_contents(directory: Path, kind: str) -> Contents:
         )
     if kind == ADAPTER:
         SavedAdapter.read(directory)  # raises ModelError if a file differs from its checksum
+    if (exported := ExportedFiles.read(directory)) is not None and kind in (EXPORTED, EXPORTED_ADAPTER):
+        exported.check(directory)
     found = contents(directory, kind)
-    if not any(name.endswith(WEIGHTS) for name in found.names) and kind != ADAPTER:
+    if kind not in (ADAPTER, EXPORTED, EXPORTED_ADAPTER) and not any(n.endswith(WEIGHTS) for n in found.names):
         raise ModelError(f"{directory} contains no weights", hint=f"ls {shlex.quote(str(directory))}")
     if CARD not in found.names:
         raise ModelError(
@@ -213,10 +228,20 @@ def _checked_contents(directory: Path, kind: str) -> Contents:
 
 def _read(directory: Path, name: str) -> PublishedFile:
     path = directory / name
-    if path.suffix not in TEXT:
+    if path.suffix not in TEXT and not _is_small_text(path):
         return PublishedFile(name, path, path.stat().st_size)
     data = path.read_bytes()
     return PublishedFile(name, path, len(data), data)
+
+
+def _is_small_text(path: Path) -> bool:
+    """Whether a file without a suffix is read as text, such as the recipe of a program beside an exported model."""
+    if path.suffix or path.stat().st_size > SMALL:
+        return False
+    with contextlib.suppress(UnicodeDecodeError):
+        path.read_bytes().decode("utf-8")
+        return True
+    return False
 
 
 def _without_base_paths(files: list[PublishedFile], kind: str) -> list[PublishedFile]:
@@ -224,7 +249,7 @@ def _without_base_paths(files: list[PublishedFile], kind: str) -> list[Published
 
     The base is found by its fingerprint and named by the card; its path on this machine is of no use elsewhere.
     """
-    if kind != ADAPTER:
+    if kind not in (ADAPTER, EXPORTED_ADAPTER):
         return files
     changed = [_renamed_base(file) for file in files]
     names = {file.name for file in changed}
@@ -301,6 +326,8 @@ def _notes(directory: Path, kind: str, files: list[PublishedFile], repo: str) ->
     for file in files:
         if file.changed is not None and file.name != CHECKSUMS:
             yield f"{file.name}: {file.changed}"
+    if kind in (EXPORTED, EXPORTED_ADAPTER) and (exported := ExportedFiles.read(directory)) is not None:
+        yield from exported.check(directory)
     if kind != ADAPTER:
         return
     saved = SavedAdapter.read(directory)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from smollm3_finetune.config.schema import DTYPES
 from smollm3_finetune.errors import ConfigError, IncompatibleError, did_you_mean
+from smollm3_finetune.model_files.dtypes import full_name
 from smollm3_finetune.model_files.imports import quick_imports
 
 DEVICE = re.compile(r"([a-z]+)(:\d+)?")
@@ -81,9 +82,9 @@ def resolve_dtype(dtype: str, device: str, *, here: bool = True) -> str:
     The GPU of another machine (not `here`) is assumed to support bfloat16; each process examines its own again.
     Raises ConfigError for an unknown dtype.
     """
+    dtype = full_name(dtype)
     if dtype not in DTYPES:
-        near = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}.get(dtype)
-        near = near or did_you_mean(dtype, DTYPES)
+        near = did_you_mean(dtype, DTYPES)
         hint = f"did you mean {near!r}?" if near else f"one of: {', '.join(DTYPES)}"
         raise ConfigError(f"--dtype takes a torch dtype, got {dtype!r}", hint=hint)
     if dtype != "auto":

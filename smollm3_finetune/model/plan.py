@@ -18,6 +18,7 @@ from smollm3_finetune.api import BuildContext, Env, ModelSource, Purpose
 from smollm3_finetune.components.contract import described, leave_out
 from smollm3_finetune.components.discovery import CORE_DISTRIBUTION
 from smollm3_finetune.components.kinds import ADAPTER, LOADER, QUANTIZER
+from smollm3_finetune.components.loadable import loadable_file
 from smollm3_finetune.components.negotiation import environment, pair_problem
 from smollm3_finetune.components.recorded import compare_recorded
 from smollm3_finetune.components.registry import Claim, RegisteredComponent, Registry, attributed_to, explain_choice
@@ -152,12 +153,25 @@ def choose_loader(registry: Registry, request: ModelRequest) -> SelectedComponen
     if config.name is not None:
         return choose(registry, LOADER, config.name, config, request.origins)
     best = registry.claiming(LOADER, request.ref, f"the reference {request.ref!r}")
+    if all(getattr(o.spec, "rank", 0) < 0 for o in best):  # one that claims any directory
+        _check_directory(request.ref, registry)
     if len(best) > 1:
         names = " or ".join(f"--loader {o.full_name}" for o in best)
         raise ConfigError(f"several loaders can open {request.ref!r}", hint=names)
     if not best:
         raise ModelError(_why_none(request.ref), hint=_model_hint(request.ref, registry))
     return with_options(best[0], config, request.origins)
+
+
+def _check_directory(ref: str, registry: Registry) -> None:
+    """Raises ModelError for a directory that is not a model, but has one in a file."""
+    path = user_path(ref)
+    if not ref or not path.is_dir() or (path / "config.json").exists():
+        return
+    if (file := loadable_file(path, registry)) is not None:
+        raise ModelError(
+            f"the directory {ref!r} is not a model, but contains one in a file", hint=f"name the file: {file}"
+        )
 
 
 def open_source(loader: SelectedComponent, ref: str, context: BuildContext) -> tuple[ModelSource, Mapping[str, Any]]:

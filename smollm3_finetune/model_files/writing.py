@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.files.json import names_code, read_json
+from smollm3_finetune.model_files.dtypes import full_name
 from smollm3_finetune.model_files.output import SIZES
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FIGURES = "merge.json"
+EXPORT_FIGURES = "export.json"
 BESIDE = r"(\w+_)?(pre)?processor_config\.json|[\w.-]+\.py|(LICENSE|NOTICE|COPYING)[\w.-]*"
 BESIDE_TOKENIZER = re.compile(BESIDE)
 """Files of a model other than its weights, its tokenizer and its generation config: processors of images and sound,
@@ -35,16 +37,18 @@ def published_dtype(config: Mapping[str, Any]) -> str:
     return dtype if dtype in SIZES else "float32"
 
 
-def check_dtype(flag: str, asked: str | None) -> None:
-    """Raises ConfigError if `asked` is not a dtype that can be saved."""
-    if asked is not None and asked not in SIZES:
+def saveable_dtype(flag: str, asked: str | None) -> str | None:
+    """The full name of a dtype that can be saved. Raises ConfigError if `asked` is not one."""
+    if asked is None:
+        return None
+    if (dtype := full_name(asked)) not in SIZES:
         raise ConfigError(f"{flag} takes a torch dtype, got {asked!r}", hint=f"one of: {', '.join(SIZES)}")
+    return dtype
 
 
 def saved_dtype(asked: str | None, config: Mapping[str, Any]) -> str:
     """The dtype of `--dtype`, else that of the published base. Raises ConfigError for an unknown dtype."""
-    check_dtype("--dtype", asked)
-    return asked or published_dtype(config)
+    return saveable_dtype("--dtype", asked) or published_dtype(config)
 
 
 def generation_config(base: PreTrainedModel, adapter: Path) -> GenerationConfig:

@@ -23,7 +23,7 @@ from smollm3_finetune.model.plan import ModelPlan, ModelRequest, plan_model, sel
 from smollm3_finetune.pipeline.configuration import START, evaluated_run, loaded_configuration
 from smollm3_finetune.pipeline.decide import Decision
 from smollm3_finetune.pipeline.evaluating import check_data, planned_evaluation, tasks_of
-from smollm3_finetune.pipeline.exporting import chosen_exporter, planned_export
+from smollm3_finetune.pipeline.exporting import check_loads, chosen_exporter, planned_export
 from smollm3_finetune.pipeline.inputs import evaluation_rows, source_of
 from smollm3_finetune.pipeline.merging import check_options, planned_merge
 from smollm3_finetune.pipeline.quantizing import planned_quantization
@@ -44,6 +44,7 @@ def check_stage(work: Work, decision: Decision) -> Plan:
     kind = work.stage.kind
     if decision.action == "keep" or (decision.action == "continue" and is_complete(kind, work.directory)):
         return {}
+    check_loads(work)
     if kind == "train":
         return _check_training(work)
     if kind == "merge":
@@ -72,12 +73,12 @@ def stand_in(work: Work, name: str) -> StandIn | None:
     stage = work.pipeline.stage(name)
     loaded = loaded_configuration(work.pipeline, stage, work.results)
     config = loaded.config
-    if stage.kind == "merge":
+    if stage.kind in ("merge", "export"):
         assert stage.start is not None
         if stage.start.stage is None or (base := stand_in(work, stage.start.stage)) is None:
             return None
         _, about = source_of(work.registry(), loaded_with(loaded, base.ref), work.progress)
-        if "quantization_config" in about:  # the merged model will be dense
+        if "quantization_config" in about:  # the result will be dense
             return None
         return replace(base, quant=stage.quantize or ComponentConfig(), adapter=None)
     earlier = stage.model or (stage.start if stage.start is not None and stage.start.stage is not None else None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from smollm3_finetune.config.load import LoadedConfig, Setting, assemble
 from smollm3_finetune.config.preset import with_presets
 from smollm3_finetune.paths import user_path
+from smollm3_finetune.pipeline.results import model_in
 from smollm3_finetune.pipeline.stage import Kind, PipelineFile, Ref, Stage
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS, saved_configuration
 from smollm3_finetune.runs.rundir import RunDir
@@ -61,7 +62,7 @@ def _path(ref: Ref, results: Directories) -> str | None:
     """The path that a reference stands for; None if its stage is not in `results`."""
     if ref.stage is None:
         return ref.path
-    return str(results[ref.stage]) if ref.stage in results else None
+    return str(model_in(results[ref.stage])) if ref.stage in results else None
 
 
 def loaded_configuration(pipeline: PipelineFile, stage: Stage, results: Directories) -> LoadedConfig:

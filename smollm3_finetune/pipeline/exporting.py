@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from smollm3_finetune.api import Purpose
+from smollm3_finetune.api import ExporterSpec, Purpose
+from smollm3_finetune.components.negotiation import environment, refined
 from smollm3_finetune.components.selection import SelectedComponent
 from smollm3_finetune.errors import ConfigError
 from smollm3_finetune.export.names import choose_exporter
 from smollm3_finetune.export.plan import ExportSettings, PlannedExport, plan_export
-from smollm3_finetune.export.report import FIGURES
 from smollm3_finetune.export.run import export
 from smollm3_finetune.files.json import json_object
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.model_files.output import check_vacant
+from smollm3_finetune.model_files.writing import EXPORT_FIGURES
 from smollm3_finetune.pipeline.work import Work, subject_of
 
 
@@ -38,6 +39,23 @@ def chosen_exporter(work: Work) -> SelectedComponent:
     return choice
 
 
+def check_loads(work: Work) -> None:
+    """Raises ConfigError if the stage takes the result of an export that no loader opens."""
+    for ref in work.stage.refs():
+        earlier = next((s for s in work.pipeline.stages if s.name == ref.stage), None)
+        if earlier is None or earlier.export is None:
+            continue
+        assert earlier.start is not None
+        choice = choose_exporter(work.registry(), earlier.export, earlier.origins)
+        spec: ExporterSpec = refined(choice, environment(work.context(Purpose.EXPORT)().device, Purpose.EXPORT))
+        if not spec.loads:
+            raise ConfigError(
+                f"{ref.origin}: the stage {earlier.name!r} exports for other software: smollm3 does not load what "
+                f"{choice.component.title} writes",
+                hint=f"begin with {earlier.start.title}, which it exports",
+            )
+
+
 def planned_export(work: Work) -> PlannedExport:
     """The checked export; rows are read when they are needed."""
     stage = work.stage
@@ -58,7 +76,7 @@ def planned_export(work: Work) -> PlannedExport:
 
 def exporting_figures(work: Work) -> dict[str, Any]:
     """The bytes of the written files, and the losses before and after, if the retained share is known."""
-    about = json_object(work.directory / FIGURES)
+    about = json_object(work.directory / EXPORT_FIGURES)
     kept = about.get("retained") or {}
     return {
         "bytes": sum((about.get("files") or {}).values()),

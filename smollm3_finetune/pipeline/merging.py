@@ -10,7 +10,7 @@ from smollm3_finetune.merge.report import MergeSettings
 from smollm3_finetune.merge.start import PlannedMerge, plan_merge
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.model_files.output import check_vacant
-from smollm3_finetune.model_files.writing import FIGURES, check_dtype
+from smollm3_finetune.model_files.writing import FIGURES, saveable_dtype
 from smollm3_finetune.pipeline.work import Work, subject_of
 from smollm3_finetune.quantize.requantize import choose_requantizer
 
@@ -62,8 +62,8 @@ def check_options(work: Work) -> None:
     """Raises ConfigError for a dtype that does not exist."""
     options = work.stage.merge
     assert options is not None
-    check_dtype("merge.dtype", options.dtype)
-    check_dtype("merge.compute_dtype", options.compute_dtype)
+    saveable_dtype("merge.dtype", options.dtype)
+    saveable_dtype("merge.compute_dtype", options.compute_dtype)
 
 
 def merging_figures(work: Work) -> dict[str, Any]:

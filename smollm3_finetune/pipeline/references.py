@@ -34,11 +34,6 @@ class References:
             return ref
         if stage.kind == "eval":
             raise ConfigError(f"{where}: the stage {stage.name!r} evaluates, and has no model")
-        if stage.kind == "export":
-            raise ConfigError(
-                f"{where}: the stage {stage.name!r} exports for other software, and no stage can begin with that",
-                hint="begin with the stage that it exports",
-            )
         if kind == "train" and stage.kind in MODELS:
             raise ConfigError(
                 f"{where}: from trains the adapter of a train stage further, and {stage.name!r} writes a model",
@@ -74,9 +69,8 @@ class References:
         where = self.lines[(*self.at, "eval", "against")]
         ref = self._found(value, where, "eval.against", hub=True)
         stage = self._stage(ref)
-        if stage is not None and stage.kind in ("eval", "export"):
-            does = "evaluates" if stage.kind == "eval" else "exports for other software"
-            raise ConfigError(f"{where}: the stage {stage.name!r} {does}, so it has no model")
+        if stage is not None and stage.kind == "eval":
+            raise ConfigError(f"{where}: the stage {stage.name!r} evaluates, so it has no model")
         return ref
 
     def _stage(self, ref: Ref) -> Stage | None:

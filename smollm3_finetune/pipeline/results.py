@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from smollm3_finetune.export.report import FIGURES as EXPORTED
 from smollm3_finetune.files.json import file_sha256
 from smollm3_finetune.model.saved_adapter import EDITABLE
-from smollm3_finetune.model_files.writing import FIGURES
+from smollm3_finetune.model_files.exported import ExportedFiles
+from smollm3_finetune.model_files.writing import EXPORT_FIGURES, FIGURES
 from smollm3_finetune.runs.rundir import RunDir
 
 EVALUATION = "eval.json"
@@ -17,7 +17,7 @@ EVALUATION = "eval.json"
 
 
 DONE = {
-    "train": "report.json", "merge": FIGURES, "quantize": "config.json", "export": EXPORTED, "eval": EVALUATION,
+    "train": "report.json", "merge": FIGURES, "quantize": "config.json", "export": EXPORT_FIGURES, "eval": EVALUATION,
 }  # fmt: skip
 """The file of each kind of stage that is only there when its work is complete."""
 
@@ -25,6 +25,17 @@ DONE = {
 def is_complete(kind: str, directory: Path) -> bool:
     """Whether the work of a stage is complete: what it wrote appears whole, and the report of a run is written last."""
     return (directory / DONE[kind]).is_file()
+
+
+def model_in(directory: Path) -> Path:
+    """The model that a later stage takes from a finished one: its directory, or the largest file of an export.
+
+    Raises ModelError if `export.json` is damaged.
+    """
+    exported = ExportedFiles.read(directory)
+    if exported is None or (directory / "config.json").is_file():
+        return directory
+    return directory / max(exported.sizes, key=lambda name: exported.sizes[name])
 
 
 def files_of(kind: str, directory: Path) -> Iterator[Path]:

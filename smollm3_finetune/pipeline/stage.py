@@ -13,8 +13,9 @@ from smollm3_finetune.errors import ConfigError, did_you_mean
 from smollm3_finetune.pipeline.options import EvalOptions, MergeOptions
 
 Kind = Literal["train", "merge", "quantize", "export", "eval"]
-MODELS: tuple[Kind, ...] = ("merge", "quantize")
-"""Stages whose result is a model that later stages can take; that of a train stage is an adapter."""
+MODELS: tuple[Kind, ...] = ("merge", "quantize", "export")
+"""Stages whose result is a model that later stages can take; that of a train stage is an adapter. That of an export
+stage can be taken if its exporter states so."""
 
 
 @dataclass(frozen=True, kw_only=True)

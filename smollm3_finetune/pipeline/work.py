@@ -17,6 +17,7 @@ from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.pipeline.configuration import Directories, code_options, loaded_configuration
 from smollm3_finetune.pipeline.inputs import Reading
+from smollm3_finetune.pipeline.results import model_in
 from smollm3_finetune.pipeline.stage import PipelineFile, Ref, Stage
 from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
 from smollm3_finetune.runs.reopen import run_request, saved_configuration
@@ -65,9 +66,9 @@ class Work:
         return make
 
     def path_of(self, ref: Ref) -> Path | None:
-        """The directory that a reference stands for; None if its stage is not finished, or if it is not a path."""
+        """The run or model that a reference stands for; None if its stage is not finished, or if it is not a path."""
         if ref.stage is not None:
-            return self.results.get(ref.stage)
+            return None if ref.stage not in self.results else model_in(self.results[ref.stage])
         path = user_path(ref.path or "")
         return path if path.is_dir() else None
 

@@ -84,8 +84,7 @@ class Conformance:
         from smollm3_finetune.components.selection import choose
 
         def chosen() -> SelectedComponent:
-            registry = _registry(tuple(str(plugin_path(type(self), p)) for p in self.plugins))
-            return choose(registry, self.kind, self.component, {**self.options, **options})
+            return choose(self.registry(), self.kind, self.component, {**self.options, **options})
 
         choice, error = outcome(chosen)
         if isinstance(error, SmolLM3Error):
@@ -96,6 +95,10 @@ class Conformance:
             assert error is not None
             raise error
         return choice
+
+    def registry(self) -> Registry:
+        """The installed components, and those of `plugins`."""
+        return _registry(tuple(str(plugin_path(type(self), p)) for p in self.plugins))
 
     def spec(self) -> Any:
         """The descriptor."""

@@ -29,7 +29,10 @@ from smollm3_finetune.errors import SmolLM3Error
 from smollm3_finetune.files.json import read_json, write_json
 from smollm3_finetune.merge.gate import TEXTS, fixed_rows
 from smollm3_finetune.model.compare import apart
+from smollm3_finetune.model.plan import ModelRequest, choose_loader, open_source
 from smollm3_finetune.model_files.loading import quiet_transformers
+from smollm3_finetune.model_files.writing import EXPORT_FIGURES
+from smollm3_finetune.pipeline.results import model_in
 from smollm3_finetune.shipping.gate import of_model
 from smollm3_finetune.testing.conformance import demand, fail, outcome, plugin_path, skip
 from smollm3_finetune.testing.round_trips import RoundTripTests, Written
@@ -221,6 +224,31 @@ class ExporterConformance(RoundTripTests):
         if error is not None:
             fail(f"reload() failed on the exporter's own files: {type(error).__name__}: {error}")
         return model
+
+    def test_a_loader_opens_what_is_written_if_that_is_declared(self, tmp_path: Path) -> None:
+        if not refined(self.choose(), environment(self.device, Purpose.EXPORT)).loads:
+            skip("loads is not declared")
+        subject = self.subject(tmp_path)
+        out, context = self.written(tmp_path, subject), self.context(tmp_path)
+        files = {str(f.relative_to(out)): f.stat().st_size for f in out.rglob("*") if f.is_file()}
+        write_json(out / EXPORT_FIGURES, {"files": files})
+        ref = str(model_in(out))
+
+        def loaded() -> Any:
+            source, _ = open_source(choose_loader(self.registry(), ModelRequest(ref=ref)), ref, context)
+            return source.load(dtype=torch.float32)
+
+        model, error = outcome(loaded)
+        if model is None:
+            fail(f"loads is declared, but no loader opens {Path(ref).name}: {error}")
+        wanted = subject.model.load(dtype=torch.float32).state_dict()
+        for name, value in model.state_dict().items():
+            demand(name in wanted, f"{name} of the loaded model is not one of the source")
+            error_of = apart(value.float(), wanted[name].float())
+            demand(
+                error_of <= self.precision,
+                f"{name} of the loaded model differs by {error_of:.2g} (limit {self.precision:.2g})",
+            )
 
     def test_the_source_is_as_before(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         subject = self.subject(tmp_path)

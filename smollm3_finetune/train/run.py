@@ -17,6 +17,7 @@ from smollm3_finetune.cache.use import record_uses
 from smollm3_finetune.components.negotiation import refined
 from smollm3_finetune.components.registry import Registry
 from smollm3_finetune.data.calibration import Calibration, calibration_ids
+from smollm3_finetune.data.new_token_rows import total
 from smollm3_finetune.evaluation.held_out_loss import HeldOut, with_current_titles
 from smollm3_finetune.evaluation.measures import compare_measures
 from smollm3_finetune.evaluation.row_losses import RowLosses
@@ -320,6 +321,7 @@ def _train_and_measure(
         "optimizer": {"name": config.optimizer} if trained.optimizer is None else trained.optimizer.about(),
         "trained_parameters": sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
         "rows": [asdict(c) for c in tokens.counts],
+        **({"new_tokens": total(c.new_tokens for c in tokens.counts)} if job.plan.model.new_tokens else {}),
         "prompt": list(prompt),
         "enable_thinking": mode.get("enable_thinking"),
         "before": with_current_titles(before, after),

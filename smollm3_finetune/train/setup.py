@@ -125,7 +125,9 @@ def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint |
     length = plan.config.data.max_length
     chunk = plan.config.data.long_text == "chunk"
     tokens = tokenize(
-        plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress, chunk=chunk
+        *(plan.rows, plan.survey, plan.objective, renderer, length, context.cache, context.progress),
+        chunk=chunk,
+        new_tokens=plan.model.new_tokens,
     )
     check_judged(plan.config.train, any(len(e) for e in tokens.held_out))
     numbered = plan.reference.once and hasattr(objective, "reference_values")

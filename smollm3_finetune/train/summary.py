@@ -8,8 +8,8 @@ from smollm3_finetune.data.chat_template.undeclared import SEVERAL, undeclared_l
 from smollm3_finetune.data.columns import shown
 from smollm3_finetune.data.counts import counted
 from smollm3_finetune.data.needs import shown as lacking
+from smollm3_finetune.data.new_token_rows import rows_line, total, unused_line
 from smollm3_finetune.data.tokenization import Tokens
-from smollm3_finetune.model.new_tokens import named
 from smollm3_finetune.model_files.dropout import described, stated_dropout
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.plan import RunPlan
@@ -46,8 +46,10 @@ def summary(plan: RunPlan, tokens: Tokens, items: int, steps: int, run: RunDir) 
     optimizer = "" if plan.optimizer is None else f"{plan.optimizer.component.title}, "
     data = []
     if model.new_tokens:
-        count = counted(len(model.new_tokens), "new token")
-        data.append(f"tokens   {count}: {named([token.text for token in model.new_tokens])}")
+        rows_of_tokens = total(c.new_tokens for c in tokens.counts)
+        data.append(f"tokens   {counted(len(model.new_tokens), 'new token')}: {rows_line(rows_of_tokens)}")
+        if (unused := unused_line(rows_of_tokens)) is not None:
+            data.append(f"warning  {unused}")
     for c in tokens.counts:
         left_out = f", {c.empty} left out (no supervised tokens)" if c.empty else ""
         left_out += f", {c.undesirable} left out (false label)" if c.undesirable else ""

@@ -334,9 +334,9 @@ def test_the_json_has_this_shape_and_adds_up(cli: Cli, few: str) -> None:
     (source,) = about["sources"]
     assert list(source) == [
         "title", "formatter", "weight", "validation", "rows", "train", "held_out", "empty", "undesirable",
-        "missing", "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "not_read", "answers", "answers_missed",
-        "tool_calls", "tool_calls_missed", "tokens", "tokens_supervised", "tokens_cut", "parts", "length",
-        "longest_row",
+        "missing", "empty_rows", "rows_per_pass", "cut", "chunks", "notes", "not_read", "new_tokens", "answers",
+        "answers_missed", "tool_calls", "tool_calls_missed", "tokens", "tokens_supervised", "tokens_cut", "parts",
+        "length", "longest_row",
     ]  # fmt: skip
     assert source["rows"] == 7 == source["train"] + source["held_out"] + source["empty"]
     assert (source["empty"], source["cut"], source["rows_per_pass"]) == (2, 2, source["train"])

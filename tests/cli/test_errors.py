@@ -215,7 +215,8 @@ def test_an_unknown_key_is_named_once(fails: Fails) -> None:
 
 
 def test_names_that_others_use(fails: Fails) -> None:
-    assert fails(2, "--dtype", "fp16").hint.startswith("for example: --dtype float16")
+    assert fails(2, "--dtype", "fp61").hint.startswith("for example: --dtype ")
+    assert "expected auto|float32|bfloat16|float16|float64" in fails(2, "--dtype", "fp61").message
     assert fails(2, "--set", "train.optimizer=adamw").hint == "did you mean 'adamw_torch'?"
 
 
@@ -514,3 +515,20 @@ def test_the_installed_command_prints_the_same_error(args: list[str], run_cli: A
     assert [e for e in errors if e.startswith("error: ") and args[1] in e]
     assert all(e.startswith(("error: ", "warning: plugin")) for e in errors)
     assert list(isolated.iterdir()) == []
+
+
+@pytest.mark.plugins
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        (("train", "--ship-as", "gguf", "--type", "q4_0"), "--ship-as-opt type=VALUE"),
+        (("train", "--ship-as=gptq", "--bits", "3"), "--ship-as-opt bits=VALUE"),
+        (("train", "--ship-as", "gguf", "--rank", "3"), "--adapter-opt rank=VALUE"),
+        (("merge", "run", "--requantize", "gptq", "--bits", "3"), "--requantize-opt bits=VALUE"),
+    ],
+)
+def test_a_flag_of_a_component_is_named_with_what_sets_it(
+    command: tuple[str, ...], hint: str, cli: Callable[..., Any]
+) -> None:
+    done = cli(*command)
+    assert done.code == 2 and done.stderr.endswith(f"hint: {hint}\n"), done.stderr

@@ -23,6 +23,7 @@ from smollm3_finetune.config.schema import PLAIN_SECTIONS, ComponentConfig, RunC
 from smollm3_finetune.config.yaml12 import read_yaml
 from smollm3_finetune.data.plan import select_rows
 from smollm3_finetune.errors import ConfigError, SmolLM3Error
+from smollm3_finetune.model_files.dtypes import ALIASES
 
 KEYWORDS = {
     "$schema", "anyOf", "not", "enum", "type", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
@@ -125,7 +126,7 @@ def values_for(f: dataclasses.Field[Any], hint: Any) -> list[Any]:
     """`VALUES`, and the words and the default of an option."""
     words = [w for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for w in get_args(kind)]
     default = [] if f.default is dataclasses.MISSING else [plain(f.default)]
-    return [*VALUES, *words, *default, *f.metadata.get("former_values", {})]
+    return [*VALUES, *ALIASES, *words, *default, *f.metadata.get("former_values", {})]
 
 
 def test_schema_and_validator_accept_the_same_values_of_every_option(installed: Registry) -> None:

@@ -13,6 +13,9 @@ import pytest
 from smollm3_finetune.api import NoOptions, given, option
 from smollm3_finetune.config.options import build, describe, json_schema
 from smollm3_finetune.errors import ConfigError, PluginError, Problems, did_you_mean
+from smollm3_finetune.model.device import resolve_dtype
+from smollm3_finetune.model_files.dtypes import ALIASES
+from smollm3_finetune.model_files.writing import saveable_dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,20 @@ def test_the_text_none_is_unset_except_for_text_options() -> None:
     assert build(Options, {"rate": "none"}, "quant").rate is None
     assert build(Texts, {"name": "none", "kind": "none"}, "quant") == Texts(name="none", kind="none")
     assert "got 'none'" in problems(bits="none")[0]
+
+
+@pytest.mark.parametrize(("typed", "dtype"), ALIASES.items())
+def test_the_short_name_of_a_dtype_is_accepted_where_the_dtype_is(typed: str, dtype: str) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Dtypes:
+        dtype: Literal["auto", "float16", "bfloat16", "float32", "float64"] | None = option(None, "A dtype.")
+        kind: Literal["half", "whole"] = option("whole", "A kind.")
+        name: str = option("", "A name.")
+
+    found = build(Dtypes, {"dtype": typed, "kind": "half", "name": typed}, "quant")
+    assert found == Dtypes(dtype=dtype, kind="half", name=typed)  # type: ignore[arg-type]
+    assert f"got {typed!r}" in problems(kind=typed)[0]
+    assert resolve_dtype(typed, "cpu") == saveable_dtype("--dtype", typed) == dtype
 
 
 @dataclass(frozen=True, kw_only=True)

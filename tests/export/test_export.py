@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 from smollm3_finetune import load_model
+from smollm3_finetune.export.card import card, is_model
 from smollm3_finetune.files.json import read_json, write_json
+from smollm3_finetune.model.adapter_card import StatedTraining
 from smollm3_finetune.model_files.card_mark import is_generated
 from smollm3_finetune.model_files.card_metadata import metadata_fault
 from smollm3_finetune.testing import write_small_model
@@ -119,7 +121,7 @@ def test_a_run_is_merged_in_float32_exported_and_verified(cli: Cli, run: Path) -
 
 
 def test_options_of_the_exporter_are_flags(cli: Cli, run: Path) -> None:
-    done = cli("export", "--dtype", "bfloat16", run, "--max-shard-size=100KB", "--to", "safetensors", "--output", "b")
+    done = cli("export", "--dtype", "bf16", run, "--max-shard-size=100KB", "--to", "safetensors", "--output", "b")
     assert done.code == 0, done.stderr
     assert "✓ weights" in done.stdout and "retained       1.00 of the gain" in done.stdout
     found = weights(Path("b"))
@@ -133,6 +135,20 @@ def test_a_model_is_exported_as_it_is(cli: Cli, small: Path) -> None:
     before, after = weights(small), weights(Path("out"))
     assert set(before) == set(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert report["merge"] is None and report["adapter"] is None and report["retained"] is None
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_only_what_transformers_loads_is_shown_with_its_use(loads: bool) -> None:
+    """Other software has files of the same names, for example with codes of its own."""
+    about = {
+        "title": "small, exported as thing", "model": "small", "exporter": "thing", "merge": None, "quantizer": "none",
+        "adapter": None, "options": {}, "license": {}, "checks": [], "retained": None, "warnings": [], "loads": loads,
+        "files": {"config.json": 2, "model.safetensors": 9}, "output": "out", "seconds": 1,
+    }  # fmt: skip
+    text = card(about, StatedTraining())
+    assert ("from_pretrained" in text) == ("library_name: transformers" in text) == loads
+    assert ("library_name: thing" in text) == (not loads)
+    assert is_model(about) == loads
 
 
 def test_a_quantized_model_is_dequantized_first(cli: Cli, small: Path) -> None:
@@ -281,6 +297,9 @@ def test_a_file_that_a_loader_claims_is_named(cli: Cli, small: Path, plugin_file
     done = cli("export", "out", *plugins, "--output", "again")
     assert done.code == 2 and "'out' is not a model, but contains one in a file" in done.stderr, done.stderr
     assert f"hint: name the file: smollm3 export {file} --to npz --output DIR" in done.stderr
+    done = cli("generate", "out", *plugins[:-2], "--prompt", "Hello!")
+    assert done.code == 6 and "'out' is not a model, but contains one in a file" in done.stderr, done.stderr
+    assert f"hint: name the file: {file}" in done.stderr
 
 
 def test_a_wrong_merge_is_refused_before_anything_is_written(cli: Cli, small: Path) -> None:

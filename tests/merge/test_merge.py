@@ -333,8 +333,8 @@ def test_an_adapter_without_effect_is_merged_with_a_warning(cli: Callable[..., A
 def test_the_merged_model_has_the_requested_dtype(cli: Callable[..., Any]) -> None:
     right, _ = trained("delta", push=0.2)
     sizes, errors = {}, {}
-    for dtype in ("float16", "bfloat16", "float64"):
-        done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", dtype, "--dtype", dtype, "--json", *FLAGS)
+    for dtype, typed in (("float16", "half"), ("bfloat16", "bf16"), ("float64", "float64")):
+        done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", dtype, "--dtype", typed, "--json", *FLAGS)
         assert done.code == 0, done.stderr
         sizes[dtype] = Path(dtype, "model.safetensors").stat().st_size
         errors[dtype] = json.loads(done.stdout)["figures"]["drift"]
@@ -345,6 +345,7 @@ def test_the_merged_model_has_the_requested_dtype(cli: Callable[..., Any]) -> No
     done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "x", "--dtype", "int7", *FLAGS)
     assert done.code == 2
     assert "--dtype takes a torch dtype, got 'int7'" in done.stderr
+    assert "one of: float64, float32, bfloat16, float16" in done.stderr
     done = cli("merge", "tiny", "--adapter-path", "adapter", "--output", "x", "--max-drift", "nan", *FLAGS)
     assert "'--max-drift': nan is not a number" in done.stderr
 

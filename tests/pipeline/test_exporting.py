@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from smollm3_finetune.files.json import read_json
+from smollm3_finetune.pipeline.results import model_in
 
 SHIPPED = """\
   - name: shipped
@@ -56,8 +57,67 @@ def test_mistakes_are_found_before_anything_runs(stage: str, says: str, copied: 
     assert not list(copied.glob("*shipped*"))
 
 
-def test_no_stage_begins_with_an_export(copied: Path, cli: Callable[..., Any]) -> None:
-    more = "  - {name: again, from: shipped, merge: true}\n"
-    Path("p.yaml").write_text(Path("p.yaml").read_text() + SHIPPED + more)
+FOREIGN = """
+from smollm3_finetune.api import ExporterSpec, hookimpl
+
+
+@hookimpl
+def smollm3_exporters():
+    return [ExporterSpec(name="foreign", summary="other software", factory="x:X", api=2)]
+"""
+TAKES_EXPORT = """\
+  - {name: again, model: {stage: shipped}, adapter: full, data: {path: rows.jsonl, max_length: 48}}
+  - {name: q2, from: shipped, quantize: {name: rounding-rows, bits: 8}, data: {path: rows.jsonl, max_length: 64}}
+  - {name: half, from: shipped, export: {to: safetensors, dtype: float16}}
+  - {name: look, from: shipped, eval: {against: merged, answers: 0}, data: {path: rows.jsonl, max_length: 48}}
+"""
+
+
+@pytest.mark.long
+def test_every_kind_of_stage_takes_an_exported_model(copied: Path, cli: Callable[..., Any]) -> None:
+    Path("p.yaml").write_text(Path("p.yaml").read_text() + SHIPPED + TAKES_EXPORT)
+    done = cli("pipeline", "run", "p.yaml", "--json")
+    assert done.code == 0, done.stderr
+    stages = {stage["stage"]: stage for stage in done.report()["stages"]}
+    assert {stage["state"] for stage in stages.values()} == {"finished"}
+    looked = read_json(copied / "look" / "eval.json")
+    assert looked["after"]["held_out_loss"] == pytest.approx(looked["before"]["held_out_loss"], rel=1e-2)
+    assert read_json(copied / "half" / "config.json")["dtype"] == "float16"
+    assert cli("pipeline", "run", "p.yaml", "--dry-run").stdout.count("unchanged") == len(stages)
+
+
+def test_stages_that_take_an_export_are_planned_with_the_model_at_its_beginning(
+    copied: Path, cli: Callable[..., Any]
+) -> None:
+    Path("p.yaml").write_text(Path("p.yaml").read_text() + SHIPPED + TAKES_EXPORT)
     done = cli("pipeline", "run", "p.yaml", "--dry-run")
-    assert done.code == 2 and "exports for other software, and no stage can begin with that" in done.stderr
+    assert done.code == 0, done.stderr
+    assert done.stdout.count("that of shipped") >= 3
+
+
+def test_the_file_of_an_export_is_what_a_stage_takes(tmp_path: Path) -> None:
+    (tmp_path / "model.thing").write_text("weights")
+    (tmp_path / "Recipe").write_text("FROM")
+    (tmp_path / "export.json").write_text('{"files": {"Recipe": 4, "model.thing": 7}}')
+    assert model_in(tmp_path) == tmp_path / "model.thing"
+    (tmp_path / "config.json").write_text("{}")
+    assert model_in(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("stage", "says", "hint"),
+    [
+        ("from: shipped, eval: true, data: {path: rows.jsonl}", "does not load what exporter 'foreign' writes", "more"),
+        ("from: shipped, data: {path: rows.jsonl}", "'shipped' writes a model", "model: {stage: shipped}"),
+        ("from: shipped, merge: true", "is not a train stage, so it has no adapter to merge", ""),
+    ],
+)
+def test_what_cannot_begin_with_an_export_is_refused_first(
+    stage: str, says: str, hint: str, copied: Path, cli: Callable[..., Any]
+) -> None:
+    Path("foreign.py").write_text(FOREIGN)
+    more = f"  - {{name: shipped, from: more, export: foreign}}\n  - {{name: next, {stage}}}\n"
+    Path("p.yaml").write_text(Path("p.yaml").read_text() + more)
+    done = cli("pipeline", "run", "p.yaml", "-p", "foreign.py")
+    assert done.code == 2 and says in done.stderr and hint in done.stderr, done.stderr
+    assert not list(copied.glob("*shipped*"))

@@ -239,7 +239,7 @@ def test_an_invalid_generation_config_does_not_prevent_saving(tmp_path: Path) ->
     assert '"temperature": 0.6' in (tmp_path / "saved" / "generation_config.json").read_text()
 
 
-@pytest.mark.parametrize(("word", "meant"), [("bf16", "bfloat16"), ("float61", "float16"), ("int8", None)])
+@pytest.mark.parametrize(("word", "meant"), [("bfloat61", "bfloat16"), ("float61", "float16"), ("int8", None)])
 def test_an_unknown_dtype_is_a_user_error(cli: Cli, word: str, meant: str | None) -> None:
     result = cli("generate", "tiny", "--prompt", "Hello!", "--dtype", word)
     assert result.code == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from smollm3_finetune.testing.small import small_model_directory
 pytestmark = pytest.mark.plugins
 Cli = Callable[..., Any]
 TOKENS = ["<tool>", "</tool>"]
+CUT = {"long_text": "cut", "max_length": 64}
 FAST = {"max_steps": 2, "sample_tokens": 1, "warmup": 0, "schedule": "constant", "report": False, "batch_size": 4}
 
 
@@ -117,6 +119,25 @@ def test_a_quantized_base_is_that_of_a_run_without_tokens(quant: str, adapter: s
     assert report["after"]["held_out_loss"] < report["before"]["held_out_loss"]
 
 
+def test_a_token_that_no_training_row_has_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """A held-out row and the end of a long row do not count: nothing there is trained on."""
+    Path("held.jsonl").write_text(json.dumps({"text": "<held>"}) + "\n")
+    Path("rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"<tool> {i} {'word ' * 300}<cut>"}) + "\n" for i in "ab")
+    )
+    tokens = ["<tool>", "<held>", "<cut>"]
+    report = finetune(
+        "model",
+        output="run",
+        data={"path": "rows.jsonl", "validation": "held.jsonl", "add_tokens": tokens, **CUT},
+        train=FAST,
+    )
+    assert report["new_tokens"] == report["rows"][0]["new_tokens"] == {"<tool>": 2, "<held>": 0, "<cut>": 0}
+    said = capsys.readouterr().err
+    assert "3 new tokens: '<tool>' (2 rows), '<held>' (0 rows), '<cut>' (0 rows)" in said
+    assert "no training row has '<held>', '<cut>', so the model learns only not to predict them: add rows, or" in said
+
+
 def test_marks_that_were_not_declared_are_counted(cli: Cli) -> None:
     shown = cli(
         "data",
@@ -146,6 +167,9 @@ def test_marks_that_were_not_declared_are_counted(cli: Cli) -> None:
         "data.add_tokens=[<|mark|>]",
     )
     assert "several tokens" not in declared.stdout
+    (kept,) = re.findall(r"rows +8 = (\d) training", shown.stdout)
+    assert f"new tokens '<tool>' ({kept} rows)" in shown.stdout and "no training row has" not in shown.stdout
+    assert f"new tokens '<|mark|>' ({kept} rows)" in declared.stdout
     settings = ("--max-length", "256", "--set", "data.add_tokens=[<tool>]")
     plan = cli("train", "--model", "model", "--data", "rows.jsonl", *settings, "--dry-run", "--json")
     assert [t["token"] for t in json.loads(plan.stdout)["new_tokens"]] == ["<tool>"]

@@ -65,6 +65,7 @@ def smollm3_exporters() -> list[ExporterSpec]:
             options="smollm3_gguf.options:GgufExportOptions",
             requires=Requires(distributions=("gguf>=0.17", "transformers>=5.14")),
             round_trips=True,
+            loads=True,
             weightless_options=("modelfile",),
             refine=refine_export,
             check=check_export,

@@ -130,6 +130,9 @@ def check_file(file: GgufFile) -> Header:
         if file.local is None:
             raise _not_on_hub(file) if _is_missing(e) else _not_reached(file.ref, e) from e
         raise ModelError(f"{file.ref} cannot be read: {e}") from e
+    if (kind := header.metadata.get("general.type", "model")) != "model":
+        base = "use the adapter directory of its run" if kind == "adapter" else "name the GGUF file of the model"
+        raise ModelError(f"{file.ref} is of type {kind!r:.40}, not a model", hint=base)
     if model_type(header.architecture) is None:
         raise _unsupported(file.ref, header.architecture)
     parts = header.metadata.get("split.count", 1)

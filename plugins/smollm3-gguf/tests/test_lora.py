@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from smollm3_gguf import check_adapter, lora_file
 from smollm3_gguf.exporter import file_in
+from smollm3_gguf.loader import GgufLoader
 from smollm3_gguf.lora import GgufLoraExporter
 from smollm3_gguf.lora_adapter import read_adapter
 from smollm3_gguf.lora_file import read_file
 from smollm3_gguf.lora_reference import _only_plain_layers
+from smollm3_gguf.options import GgufOptions
 
 import smollm3_finetune
 from smollm3_finetune.api import (
@@ -233,3 +235,11 @@ def test_the_file_is_read_back(adapter: Any, written: Any) -> None:
         for layer, pair in saved.factors.items()
         for mine, theirs in zip(pair, found.factors[layer], strict=True)
     )
+
+
+def test_the_file_of_an_adapter_is_not_opened_as_a_model(
+    adapter: Any, written: Any, context: Callable[..., BuildContext]
+) -> None:
+    _, _, out = written(adapter())
+    with pytest.raises(ModelError, match="is of type 'adapter', not a model"):
+        GgufLoader(GgufOptions()).open(str(file_in(out)), context())

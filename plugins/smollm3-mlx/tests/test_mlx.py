@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from smollm3_mlx import exporter, refine_export, smollm3_exporters
 from smollm3_mlx.config import mlx_config
 from smollm3_mlx.exporter import MlxExporter
 from smollm3_mlx.installed import INSTALL, check_source, installed
@@ -16,9 +17,11 @@ from smollm3_mlx.options import MlxOptions
 
 from smollm3_finetune.api import (
     Check,
+    Env,
     Exported,
     IncompatibleError,
     MissingRequirementError,
+    Purpose,
     StoredTensors,
     directory_source,
 )
@@ -69,6 +72,43 @@ def test_rope_is_stated_as_mlx_reads_it() -> None:
     found = mlx_config({"model_type": "llama", "rope_parameters": scaled})
     assert found["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
     assert found["tie_word_embeddings"] is False  # mlx-lm's default for a Llama is True
+
+
+def weights_in(directory: Path) -> int:
+    return sum(file.stat().st_size for file in directory.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "float32"},
+        {"dtype": "bfloat16"},
+        pytest.param({"dtype": "bfloat16", "bits": 8, "group_size": 32}, marks=needs_mlx),
+        pytest.param({"dtype": "float32", "bits": 4, "group_size": 32}, marks=needs_mlx),
+    ],
+    ids=lambda options: "-".join(map(str, options.values())),
+)
+def test_the_stated_bytes_are_those_that_writing_needs(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (spec,) = smollm3_exporters()
+    refined = refine_export(spec, MlxOptions(**options), Env(device="cpu", purpose=Purpose.EXPORT))
+    assert refined.loads == ("bits" not in options), "transformers knows no codes of mlx"
+    subject, out, ctx = subject_of(tmp_path), tmp_path / "out", Kit().context(tmp_path)
+    out.mkdir()
+    most: list[int] = []
+    written = exporter.write_tensors
+
+    def write_tensors(directory: Path, *arguments: Any, **others: Any) -> None:
+        written(directory, *arguments, **others)
+        most.append(weights_in(out))
+
+    monkeypatch.setattr(exporter, "write_tensors", write_tensors)
+    MlxExporter(MlxOptions(**options)).write(subject, out, ctx)
+    assert refined.disk is not None
+    needed = refined.disk * sum(p.numel() for p in subject.model.load().parameters())
+    assert len(most) == (2 if "bits" in options else 1)
+    assert needed == pytest.approx(max(most), rel=0.03)
 
 
 def test_without_mlx_the_check_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

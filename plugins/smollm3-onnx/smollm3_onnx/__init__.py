@@ -26,6 +26,7 @@ def smollm3_exporters() -> list[ExporterSpec]:
             summary="an ONNX graph with a key-value cache in float32, for ONNX Runtime",
             factory="smollm3_onnx.exporter:OnnxExporter",
             requires=Requires(distributions=("onnx>=1.21", "onnxscript>=0.7", "transformers>=5.23", "torch>=2.11")),
+            disk=4.0,  # float32
             check=check_export,
             api=2,
         )

@@ -17,9 +17,10 @@ from smollm3_finetune.testing import ExporterConformance
 pytest.importorskip("onnxscript", reason="pip install ./plugins/smollm3-onnx[onnx,onnxruntime]")
 
 import onnx
+from smollm3_onnx import smollm3_exporters
 from smollm3_onnx.checks import INSTALL, check_logits, installed
 from smollm3_onnx.exporter import OnnxExporter
-from smollm3_onnx.graph import FILE, quiet, traced
+from smollm3_onnx.graph import DATA, FILE, quiet, traced
 
 needs_runtime = pytest.mark.skipif(installed() is None, reason=INSTALL)
 
@@ -85,6 +86,14 @@ def test_names_and_dimensions(exported: Any) -> None:
     assert dims["attention_mask"] == ["batch", "total"]
     assert dims["past_key_values.0.key"] == ["batch", 1, "past", 32]
     assert {"logits", "present.0.key", "present.1.value"} <= {v.name for v in graph.output}
+
+
+def test_the_stated_bytes_are_those_of_the_weights(exported: Any) -> None:
+    subject, out = exported("smollm3")
+    (spec,) = smollm3_exporters()
+    assert spec.disk is not None
+    needed = spec.disk * sum(p.numel() for p in subject.model.load().parameters())
+    assert needed == pytest.approx((out / DATA).stat().st_size, rel=0.03)
 
 
 def test_no_path_of_this_machine(exported: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from smollm3_finetune.cli.options import Number, plugin_options
+from smollm3_finetune.cli.options import Dtype, Number, plugin_options
 from smollm3_finetune.cli.session import discovered
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ TRIAL = ("report", "dtype", "quant", "adapter", "jobs")
 @click.option("--try", "trying", is_flag=True,
               help="Train, resume and merge the built-in model with every quantizer; takes minutes.")  # fmt: skip
 @click.option("--report", metavar="FILE", help="With --try: write the results to FILE, for compat --evidence.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
+@click.option("--dtype", type=Dtype(["float32", "bfloat16", "float16", "float64"]),
               help="With --try: dtype of the computation; default: float32, which shows more.")  # fmt: skip
 @click.option("--quant", multiple=True, metavar="NAME", help="With --try: only this quantizer; repeatable.")
 @click.option("--adapter", multiple=True, metavar="NAME",

@@ -80,9 +80,10 @@ def export(words: tuple[str, ...], as_json: bool, **values: Any) -> str:
     """
     from smollm3_finetune.api import Purpose
     from smollm3_finetune.cli.session import given, options_of, target_request
+    from smollm3_finetune.components.loadable import loadable_file
     from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.export.names import check_is_directory, choose_exporter
-    from smollm3_finetune.export.target import check_default_output, check_is_model, loadable_file
+    from smollm3_finetune.export.target import check_default_output, check_is_model
     from smollm3_finetune.model_files.output import check_vacant
     from smollm3_finetune.paths import user_path
     from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
@@ -118,10 +119,10 @@ def export(words: tuple[str, ...], as_json: bool, **values: Any) -> str:
         request, own_dtype = target_request(target, values, Purpose.EXPORT), "auto"
     from smollm3_finetune.export.plan import ExportSettings, plan_export
     from smollm3_finetune.export.run import export as carry_out
-    from smollm3_finetune.model_files.writing import check_dtype
+    from smollm3_finetune.model_files.writing import saveable_dtype
     from smollm3_finetune.progress import for_stream
 
-    check_dtype("--compute-dtype", values["compute_dtype"])
+    saveable_dtype("--compute-dtype", values["compute_dtype"])
     planned = plan_export(
         *(registry, request),
         ExportSettings(

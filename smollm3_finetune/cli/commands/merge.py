@@ -100,11 +100,11 @@ def merge(target: str, as_json: bool, **values: Any) -> str:
     from smollm3_finetune.config.schema import ComponentConfig
     from smollm3_finetune.merge.report import MergeSettings
     from smollm3_finetune.merge.start import plan_merge
-    from smollm3_finetune.model_files.writing import check_dtype
+    from smollm3_finetune.model_files.writing import saveable_dtype
     from smollm3_finetune.progress import for_stream
 
     for flag in ("dtype", "compute_dtype"):
-        check_dtype(f"--{flag.replace('_', '-')}", values[flag])
+        saveable_dtype(f"--{flag.replace('_', '-')}", values[flag])
     settings = MergeSettings(
         output=output,
         dtype=values["dtype"],

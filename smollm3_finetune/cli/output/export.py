@@ -39,7 +39,7 @@ def shown_export(report: Mapping[str, Any], plugins: Iterable[str] = (), file: P
         f"written        {report['output']} ({report['exporter']}, {files})",
         f"took           {report['seconds']} s",
     ]
-    model = report["output"] if is_model(report["files"]) else file
+    model = report["output"] if is_model(report) else file
     if model is not None:
         lines += ["", f"try it         smollm3 generate {shlex.quote(str(model))}{plugin_flags(plugins)} --prompt '…'"]
     return "\n".join(lines)

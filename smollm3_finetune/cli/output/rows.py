@@ -12,6 +12,7 @@ from smollm3_finetune.data.chat_template.undeclared import SEVERAL, undeclared_l
 from smollm3_finetune.data.chunks import CHUNKED
 from smollm3_finetune.data.columns import shown as unread
 from smollm3_finetune.data.counts import counted
+from smollm3_finetune.data.new_token_rows import rows_line, unused_line
 from smollm3_finetune.data.prepared_row import Prepared, TokenSequence
 from smollm3_finetune.data.shown_tokens import segments, token_text
 from smollm3_finetune.data.stats import Quantiles, SourceStats, histogram
@@ -169,6 +170,10 @@ def show_stats(page: Page, index: int, stats: SourceStats, *, total: int, max_le
     notes = {n: t for n, t in stats.notes.items() if n != CHUNKED and not n.startswith(SEVERAL)}
     for n, (note, times) in enumerate(sorted(notes.items())):
         page.line("  notes     " if n == 0 else " " * 12, (f"{note}: {_rows(times)}", WARNING))
+    if stats.new_tokens:
+        page.line(f"  new tokens {rows_line(stats.new_tokens)}")
+        if (unused := unused_line(stats.new_tokens)) is not None:
+            page.line("  unused    ", (unused, WARNING))
     if (several := undeclared_line(stats.notes, stats.declared)) is not None:
         page.line("  undeclared ", (several, WARNING))
     if stats.not_read:
