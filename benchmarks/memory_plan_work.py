@@ -24,6 +24,7 @@ from smollm3_finetune.api import Conversation
 from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.config.load import assignment
 from smollm3_finetune.data.chat_template.renderer import Renderer
+from smollm3_finetune.main import set_environment
 from smollm3_finetune.model_files.imports import import_for_training
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.start import PlannedRun, plan_training
@@ -129,6 +130,7 @@ def name_modules(about: Mapping[str, Any], work: Path) -> None:
 
 def main() -> None:
     """Import modules, or start a process, for each line of standard input."""
+    set_environment()  # torch allocates as it does in a command
     import_for_training()
     for line in sys.stdin:
         about = json.loads(line)

@@ -29,15 +29,20 @@ class State:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line, then exit with 0 or with the exit code of the error that was printed (see `errors`)."""
+    set_environment()
+    prepare_streams()
+    with stopping.handled():
+        _run(argv)
+
+
+def set_environment() -> None:
+    """Set the variables that torch and OpenMP read when they start, unless the user has set them."""
     # OpenMP threads that spin for long while waiting make a run ten times slower as soon as another program uses a
     # core; threads that never spin are a fifth slower on idle cores. See docs/measurements.md.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # Allocate tensors in huge pages if Linux has them: the kernel clears far fewer pages. See docs/speed.md.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    prepare_streams()
-    with stopping.handled():
-        _run(argv)
 
 
 def _run(argv: Sequence[str] | None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from smollm3_finetune import stopping
 from smollm3_finetune.errors import SmolLM3Error
-from smollm3_finetune.memory.allocators import process_bytes, rounding
+from smollm3_finetune.memory.allocators import huge_pages, process_bytes, rounding
 from smollm3_finetune.memory.build import Built, Plan, Unknown, build
 from smollm3_finetune.memory.heap import PADDING
 from smollm3_finetune.memory.mapped import mapped_bytes
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from smollm3_finetune.train.distributed.layout import Layout
 
 SFT = "smollm3-finetune:sft"
-LIKELY, MOST = 2, 1
-"""Small objects take one of so many pieces of the heap: fitted to measured runs of the built-in model, and at most."""
+LIKELY, MOST = 0.8, 1.0
+"""Small objects take this share of the pieces of the heap: fitted to measured runs, and at most."""
 OF_GPU = 0.15
 """Half the width of the interval on a GPU, relative to the peak. It is assumed: nothing was measured on a GPU."""
 
@@ -164,12 +164,18 @@ class Estimator:
             notes=tuple(_notes(step, self.device, self.layout)),
         )
 
-    def _slack(self, built: Built, optimizer: OptimizerBytes, step: Step, live: int, one_of: int) -> int:
-        """What the allocator of a CPU holds beside the tensors; `one_of`: see `memory.heap`."""
+    def _slack(self, built: Built, optimizer: OptimizerBytes, step: Step, live: int, share: float) -> int:
+        """What the allocator of a CPU holds beside the tensors; `share`: see `memory.heap`."""
         if self.device != "cpu" or len(built.reduced.stacks) != 1:
             return 0
         adapter = [p.nbytes for p, times in built.trained for _ in range(times)]
-        before = Before(resident=adapter, after_first_step=optimizer.tensors, threshold=PADDING, one_of=one_of)
+        before = Before(
+            resident=adapter,
+            after_first_step=optimizer.tensors,
+            threshold=PADDING,
+            share=share,
+            huge_pages=huge_pages(),
+        )
         return kept_by_heap(step.segments, built.reduced.stacks[0], before, live)
 
 

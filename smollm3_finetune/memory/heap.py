@@ -18,6 +18,8 @@ PADDING = 128 * 1024
 """What the heap grows by beside the block that needs it, and the first threshold."""
 HIGHEST_THRESHOLD = 32 * 2**20
 ALIGNMENT = 64
+LARGE, LARGE_ALIGNMENT = 2 * 2**20, PAGE
+"""Tensors of this size are aligned to pages where torch allocates huge pages (torch 2.13)."""
 SMALL = 200
 """Pieces up to this size go to small objects."""
 
@@ -25,10 +27,10 @@ SMALL = 200
 class Heap:
     """Blocks by their handles; `resident` is what they and the holes between them take."""
 
-    def __init__(self, threshold: int = PADDING, one_of: int = 1) -> None:
-        """Small objects take one of `one_of` pieces."""
-        self.threshold, self.one_of = threshold, one_of
-        self._cut = 0
+    def __init__(self, threshold: int = PADDING, share: float = 1.0, *, huge_pages: bool = False) -> None:
+        """Small objects take this share of the pieces."""
+        self.threshold, self.share, self.huge_pages = threshold, share, huge_pages
+        self._cut = 0.0
         self.peak = 0
         self._top = self._end = PAGE
         self._size: dict[int, int] = {}
@@ -55,13 +57,14 @@ class Heap:
     def allocate(self, handle: Hashable, size: int) -> None:
         """Place a tensor of `size` bytes."""
         wanted = max(SMALLEST, _rounded(size + 8))
-        place = self._place(max(SMALLEST, _rounded(size + ALIGNMENT + SMALLEST + 8)))
+        alignment = LARGE_ALIGNMENT if self.huge_pages and size >= LARGE else ALIGNMENT
+        place = self._place(max(SMALLEST, _rounded(size + alignment + SMALLEST + 8)))
         if place is None:
             place, self._next = self._next, self._next - 1
-            self._own[place] = -(-(size + ALIGNMENT + SMALLEST + 16) // PAGE) * PAGE
+            self._own[place] = -(-(size + alignment + SMALLEST + 16) // PAGE) * PAGE
             self._pages += self._own[place]
         else:
-            place = self._aligned(place, wanted)
+            place = self._aligned(place, wanted, alignment)
         self._blocks[handle] = place
         self.peak = max(self.peak, self.resident)
 
@@ -108,11 +111,11 @@ class Heap:
         self._top = place + size
         return place
 
-    def _aligned(self, place: int, wanted: int) -> int:
+    def _aligned(self, place: int, wanted: int, alignment: int) -> int:
         """Cut what is before and behind the aligned tensor off a block."""
         size = self._size[place]
-        before = -(place + 16) % ALIGNMENT
-        before += ALIGNMENT if 0 < before < SMALLEST else 0
+        before = -(place + 16) % alignment
+        before += alignment if 0 < before < SMALLEST else 0
         if before:
             self._set(place, before)
             self._set(place + before, size - before)
@@ -129,8 +132,9 @@ class Heap:
         return place
 
     def _cut_off(self, place: int) -> None:
-        self._cut += 1
-        if self._size[place] <= SMALL and self._cut % self.one_of == 0:
+        before = self._cut
+        self._cut += self.share
+        if self._size[place] <= SMALL and int(self._cut) > int(before):
             self._pieces.append(place)
         else:
             self._give_back(place)

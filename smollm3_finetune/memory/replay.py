@@ -29,8 +29,10 @@ class Before:
     resident: Sequence[int]
     after_first_step: Sequence[int]
     threshold: int
-    one_of: int = 1
-    """Small objects take one of so many pieces of the heap; see `memory.heap`."""
+    share: float = 1.0
+    """Small objects take this share of the pieces of the heap; see `memory.heap`."""
+    huge_pages: bool = False
+    """Whether torch allocates large tensors in huge pages."""
 
 
 def kept_by_heap(segments: list[Segment], stack: Stack, before: Before, live: int) -> int:
@@ -82,7 +84,7 @@ def ordered(segments: list[Segment], name: str, chain: tuple[int, ...]) -> Itera
 
 def _resident(segments: list[Segment], name: str, chain: tuple[int, ...], before: Before) -> int:
     """The most that the heap takes while the steps are replayed."""
-    heap = Heap(before.threshold, before.one_of)
+    heap = Heap(before.threshold, before.share, huge_pages=before.huge_pages)
     for number, size in enumerate(before.resident):
         heap.allocate(("before", number), size)
     names = _Names(segments, name, chain)

@@ -187,16 +187,20 @@ def model_without_weights(tmp_path: Path, config: dict[str, Any]) -> Path:
 
 
 def test_a_hole_of_the_heap_is_reused_unless_small_objects_took_its_pieces() -> None:
-    def resident(one_of: int) -> int:
-        heap = Heap(threshold=2**30, one_of=one_of)
+    def resident(share: float, size: int = 1_000_000, **how: bool) -> int:
+        heap = Heap(2**30, share, **how)
         for number in range(20):
-            heap.allocate(("freed", number), 1_000_000)
-            heap.allocate(("kept", number), 1_000_000)
+            heap.allocate(("freed", number), size)
+            heap.allocate(("kept", number), size)
             heap.release(("freed", number))
         return heap.peak
 
-    assert resident(1000) == pytest.approx(21_000_000, rel=0.05)
-    assert resident(1) > 35_000_000
+    assert resident(0.0) == pytest.approx(21_000_000, rel=0.05)
+    assert resident(1.0) > 35_000_000
+    assert 25_000_000 < resident(0.25) < 35_000_000
+    # tensors of 2 MiB and more are aligned to pages: most of what is cut off them is too large for small objects
+    assert resident(1.0, 2**22, huge_pages=True) < 0.8 * resident(1.0, 2**22)
+    assert resident(1.0, 2**20, huge_pages=True) == resident(1.0, 2**20)
 
 
 def test_a_large_block_has_pages_of_its_own_until_one_is_freed() -> None:
