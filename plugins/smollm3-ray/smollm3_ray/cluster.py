@@ -38,8 +38,11 @@ UNLESS_SET = {
 }
 PATIENCE = 5.0
 """Seconds for the processes of Ray to end by themselves."""
-UNLESS_SET_HERE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""For Ray on this machine, which nobody takes away."""
+UNLESS_SET_HERE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
+    "RAY_prestart_worker_first_driver": "0",  # one process per CPU, none of which Ray Train can use
+}
+"""For Ray on this machine."""
 
 
 def gpus_per_worker(options: RayOptions, launch: Launch) -> int:
