@@ -44,8 +44,6 @@ UNLESS_SET_HERE = {
     "RAY_prestart_worker_first_driver": "0",  # one process per CPU, none of which Ray Train can use
 }
 """For Ray on this machine."""
-UNLESS_SET_THERE = {"RAY_BACKEND_LOG_LEVEL": "error"}
-"""For a cluster: Ray prints a warning for each attempt to connect."""
 
 
 def gpus_per_worker(options: RayOptions, launch: Launch) -> int:
@@ -60,8 +58,8 @@ def connected(options: RayOptions, launch: Launch, *, cpus: int) -> Iterator[Non
 
     `cpus`: of Ray on this machine. A Ray that the process is connected to already is used and left connected.
     """
-    more = UNLESS_SET_HERE if options.address is None else UNLESS_SET_THERE
-    with _environment(ALWAYS, {**UNLESS_SET, **more}), warnings.catch_warnings(), _output_of_threads(options.logs):
+    local = {**UNLESS_SET_HERE} if options.address is None else {}
+    with _environment(ALWAYS, {**UNLESS_SET, **local}), warnings.catch_warnings(), _output_of_threads(options.logs):
         if not options.logs:
             warnings.simplefilter("ignore")
         import ray
