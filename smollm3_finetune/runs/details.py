@@ -14,6 +14,7 @@ from smollm3_finetune.runs.configuration import changed_values, configuration_of
 from smollm3_finetune.runs.metrics import Losses, losses_of
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.summary import RunSummary
+from smollm3_finetune.runs.trained import last_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def is_resumable(run: RunDir, summary: RunSummary) -> bool:
     There is a checkpoint, or all steps are done; and the run did not fail after its report, because of what is in it.
     """
     with contextlib.suppress(ModelError):
-        if not run.saved.all() and run.last_adapter() is None:
+        if not run.saved.all() and last_adapter(run) is None:
             return False
     report, planned = json_object(run.report), summary.facts.steps
     ended = "stopped_early" in report or planned is None or planned == summary.steps

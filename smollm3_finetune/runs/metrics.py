@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.json import json_object
-from smollm3_finetune.runs.rundir import RunDir, rows_of
+from smollm3_finetune.files.limits import JSON_SIZE, parse_json, read_bytes
+from smollm3_finetune.runs.rundir import RunDir
 
 Points = list[tuple[int, float]]
 """Optimizer steps and values."""
@@ -43,6 +45,21 @@ def losses_of(run: RunDir) -> Losses:
     if isinstance(last, int) and (loss := _finite(_get(report.get("after"), "held_out_loss"))) is not None:
         held_out[last] = loss
     return Losses(training, sorted(held_out.items()))
+
+
+def rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The lines of a file of a run that are objects with a step, and the objects; none if the file does not exist."""
+    if not file.exists():
+        return
+    try:
+        text = read_bytes(file, JSON_SIZE).decode("utf-8", errors="replace")
+    except (OSError, ValueError) as e:
+        raise ModelError(f"{file} cannot be read: {e}", hint=f"rm {shlex.quote(str(file))}") from e
+    for line in text.split("\n"):  # not splitlines(): an answer may contain U+2028, which JSON does not escape
+        with contextlib.suppress(ValueError):
+            row = parse_json(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                yield line, row
 
 
 def metric_rows(file: Path) -> Iterator[dict[str, Any]]:

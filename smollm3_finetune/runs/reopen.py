@@ -16,6 +16,7 @@ from smollm3_finetune.errors import ConfigError, ModelError
 from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.runs.base import own_source
 from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.trained import check_decided
 
 if TYPE_CHECKING:
     from smollm3_finetune.model.plan import ModelRequest
@@ -119,7 +120,7 @@ def run_request(
     for name in FIXED_BY_RUN:
         if name in given:
             raise decided(f"--{name.replace('_', '-')}")
-    run.check_decided()
+    check_decided(run)
     if not (run.adapter / DESCRIPTION).exists():  # written last
         again = f"smollm3 train --resume {shlex.quote(str(run.path))}" if run.saved.all() else run.start_again()
         raise ModelError(f"the run {run.path} has not finished: it contains no adapter", hint=again)

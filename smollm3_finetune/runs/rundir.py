@@ -44,15 +44,14 @@ from smollm3_finetune.config.yaml12 import dump_yaml
 from smollm3_finetune.errors import ConfigError, IncompatibleError, ModelError
 from smollm3_finetune.files.failures import writing
 from smollm3_finetune.files.json import json_object, read_json, write_json
-from smollm3_finetune.files.limits import JSON_SIZE, load_json, parse_json, read_bytes
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.files.locks import locked
 from smollm3_finetune.files.partial import PARTIAL, delete_unfinished
 from smollm3_finetune.files.writing import write_text
 from smollm3_finetune.model.saved_adapter import CALIBRATION
 from smollm3_finetune.paths import check_below_directories, user_path
 from smollm3_finetune.runs.best import BEST
-from smollm3_finetune.runs.checkpoints import Checkpoint, Checkpoints
-from smollm3_finetune.runs.measurements import Measurements
+from smollm3_finetune.runs.checkpoints import Checkpoints
 from smollm3_finetune.runs.traces import LOCK
 
 RUNS = Path("runs")
@@ -346,119 +345,10 @@ class RunDir:
     def saved(self) -> Checkpoints:
         return Checkpoints(self.checkpoints)
 
-    def last_checkpoint(self, say: Callable[[str], None]) -> Checkpoint:
-        """The newest whole checkpoint, or the adapter if the run has taken all its steps and saved no checkpoint.
-
-        `say` gets a line for each newer checkpoint that is damaged. Raises ModelError if there is nothing to resume.
-        """
-        damaged = []
-
-        def skip(checkpoint: Checkpoint, damage: str) -> None:
-            damaged.append(f"{checkpoint.path} is damaged ({damage})")
-
-        found = self.saved.newest_whole(skip)
-        if found is None and not damaged and (last := self.last_adapter()) is not None:
-            return last
-        if found is None:
-            if damaged:
-                raise ModelError("; ".join(damaged), hint=f"start a new run: {self.start_again()}")
-            raise ModelError(
-                f"{self.path} has no checkpoint to resume from",
-                hint=f"start it again: {self.start_again()}",
-            )
-        for line in damaged:
-            say(f"{line}: the run continues from {found.path.name}")
-        return found
-
-    def last_adapter(self) -> Checkpoint | None:
-        """The adapter after the last step of a run that has taken all its steps; None if there is none.
-
-        In `adapter/` it may be that of an earlier step, with the lowest held-out loss.
-        """
-        if not (steps := self.trained_count("steps")):
-            return None
-        places = (self.saved.last.at(steps), *(() if self.is_undecided() else (self.adapter,)))
-        return next((Checkpoint(path, steps) for path in places if path.is_dir()), None)
-
-    def is_undecided(self) -> bool:
-        """Whether a run has taken its steps and not decided yet which adapter has the lowest held-out loss."""
-        return json_object(self.trained).get("published", 0) is None
-
-    def check_decided(self) -> None:
-        """Raises ModelError if the run `is_undecided`: `adapter/` does not exist, or is that of a shorter run."""
-        if self.is_undecided():
-            raise ModelError(
-                f"the run {self.path} has not finished: it has not decided which adapter has the lowest held-out loss",
-                hint=f"smollm3 train --resume {shlex.quote(str(self.path))}",
-            )
-
-    def trained_count(self, name: str) -> int | None:
-        """`steps` or `tokens` of a run whose steps are done, from `trained.json`; None if there is no such file.
-
-        Raises ModelError if it is damaged.
-        """
-        if not self.trained.exists():
-            return None
-        value = read_json(self.trained).get(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-            raise ModelError(
-                f"{self.trained} is damaged: {name} must be a whole number",
-                hint=f"rm {shlex.quote(str(self.trained))}, to continue from the last checkpoint",
-            )
-        return value
-
-    def deleted_checkpoints(self) -> bool:
-        """Whether a finished run saved checkpoints of which none exists any more."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            return load_json(self.report)["checkpoints"]["saved"] > 0 and not self.saved.all()
-        return False
-
     def start_again(self) -> str:
         """The command that starts a run with this configuration, in the same directory if it holds nothing else."""
         output = f" --output {shlex.quote(str(self.path))}" if self.holds_nothing() else ""
         return f"smollm3 train --config {shlex.quote(str(self.config))}{output}"
-
-    def measurements(self, checkpoint: Checkpoint) -> Measurements:
-        """The held-out losses of a resumed run up to its checkpoint.
-
-        That of the last step of a run was measured after its checkpoint was saved: it is in metrics.jsonl. A run
-        without checkpoints has them in `trained.json`.
-        """
-        found = checkpoint.measurements
-        if checkpoint.only_adapter:
-            with contextlib.suppress(ModelError, ValueError):
-                found = Measurements.from_json(read_json(self.trained).get("measurements", []))
-        if checkpoint.step not in found:
-            for _, row in rows_of(self.metrics):
-                if row["step"] == checkpoint.step and isinstance(row.get("held_out_loss"), float):
-                    found = found.added(checkpoint.step, row["held_out_loss"])
-        return found
-
-    def forget_after(self, step: int) -> None:
-        """Remove what a resumed run will write again: the report, later lines of its files, a truncated last line.
-
-        The error that ended an earlier attempt after its report goes with the report.
-        """
-        for file in (self.report, self.after, self.trained, self.error):
-            file.unlink(missing_ok=True)
-        for file in (self.metrics, self.samples):
-            if file.exists():
-                write_text(file, "".join(f"{line}\n" for line, row in rows_of(file) if row["step"] <= step))
-
-
-def rows_of(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The lines of a file of a run that are objects with a step, and the objects; none if the file does not exist."""
-    if not file.exists():
-        return
-    try:
-        text = read_bytes(file, JSON_SIZE).decode("utf-8", errors="replace")
-    except (OSError, ValueError) as e:
-        raise ModelError(f"{file} cannot be read: {e}", hint=f"rm {shlex.quote(str(file))}") from e
-    for line in text.split("\n"):  # not splitlines(): an answer may contain U+2028, which JSON does not escape
-        with contextlib.suppress(ValueError):
-            row = parse_json(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                yield line, row
 
 
 def _numbered(path: Path) -> Iterator[Path]:

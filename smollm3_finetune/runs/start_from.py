@@ -26,6 +26,7 @@ from smollm3_finetune.runs.find import named_run
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS, saved_configuration
 from smollm3_finetune.runs.rundir import RUNS, RunDir
 from smollm3_finetune.runs.traces import is_run
+from smollm3_finetune.runs.trained import check_decided
 
 KEY = "from"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -227,7 +228,7 @@ def _located(reference: str) -> tuple[Path, RunDir | None]:
 
 def _of_run(run: RunDir) -> tuple[Path, RunDir]:
     """The adapter that a run published. Raises ModelError if it has not finished."""
-    run.check_decided()
+    check_decided(run)
     if (run.adapter / DESCRIPTION).is_file():  # written last
         return run.adapter, run
     saved = run.saved.all()

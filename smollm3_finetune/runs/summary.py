@@ -19,6 +19,7 @@ from smollm3_finetune.runs.failure import failure_of
 from smollm3_finetune.runs.part_of import parts_of
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.runs.traces import LOCK
+from smollm3_finetune.runs.trained import trained_count
 
 State = Literal["running", "finished", "interrupted", "failed", "damaged"]
 STATES: tuple[State, ...] = ("running", "finished", "interrupted", "failed", "damaged")
@@ -127,7 +128,7 @@ def _read(run: RunDir) -> dict[str, Any]:
         return values
     with contextlib.suppress(ModelError):  # a resumed run measures again
         values["before"] = _number(read_json(run.before), "held_out_loss", run.before) if run.before.is_file() else None
-    values["steps"] = run.trained_count("steps") if run.trained.exists() else last_step(run.metrics)
+    values["steps"] = trained_count(run, "steps") if run.trained.exists() else last_step(run.metrics)
     return values
 
 

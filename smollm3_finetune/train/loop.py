@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from smollm3_finetune import stopping
 from smollm3_finetune.batching.strategy import Batches, lengths_of
 from smollm3_finetune.model.load import LoadedModel
+from smollm3_finetune.runs.continuing import forget_after
+from smollm3_finetune.runs.trained import trained_count
 from smollm3_finetune.train.callback import RunCallback
 from smollm3_finetune.train.distributed.processes import from_main
 from smollm3_finetune.train.early import why_early
@@ -74,7 +76,7 @@ def take_steps(
         job.display.say("weights are trained in bfloat16: steps of less than 1/256 of a weight are rounded away")
     loaded.model.train()
     if job.main and checkpoint is not None:
-        run.forget_after(checkpoint.step)
+        forget_after(run, checkpoint.step)
         run.saved.set_aside_after(checkpoint.step)
         if saved_steps not in (None, job.steps):
             job.display.say(f"the learning rate follows the schedule of {job.steps} steps instead of {saved_steps}")
@@ -128,7 +130,7 @@ def _taken_before(job: Job, callback: RunCallback, measuring: Measuring, optimiz
     early = _why_early(job, measuring, steps)
     done = f"all {steps} steps are done" if early is None else f"training ended after {steps} of {job.steps} steps"
     job.display.say(f"{done}{f' ({early})' if early else ''}: the adapter is saved and measured")
-    tokens = job.run.trained_count("tokens")
+    tokens = trained_count(job.run, "tokens")
     if tokens is None:  # the process ended after the last checkpoint
         tokens = job.checkpoint.tokens
     if from_main(not job.run.trained.exists()):

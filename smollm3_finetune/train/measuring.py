@@ -21,7 +21,8 @@ from smollm3_finetune.model_files.model_card import last_part
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.runs.best import MEASURED
 from smollm3_finetune.runs.measurements import Measurements
-from smollm3_finetune.runs.rundir import RunDir, rows_of
+from smollm3_finetune.runs.metrics import rows_of
+from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.distributed.processes import from_main
 from smollm3_finetune.train.distributed.sharding import gathered_weights, is_sharded
 from smollm3_finetune.train.early import ends_early

@@ -38,6 +38,7 @@ from smollm3_finetune.runs.facts import record_facts
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.part_of import entry_of, parts_of
 from smollm3_finetune.runs.rundir import RunDir
+from smollm3_finetune.runs.trained import is_undecided, last_adapter
 from smollm3_finetune.runs.versions import versions
 from smollm3_finetune.train.card import training_facts
 from smollm3_finetune.train.display import Display
@@ -158,7 +159,7 @@ def _writing(job: Job, path: Path) -> contextlib.AbstractContextManager[None]:
 
 def _saved(job: Job) -> str:
     """What a run has saved, as a clause."""
-    if job.run.trained.exists() and job.run.adapter.is_dir() and not job.run.is_undecided():
+    if job.run.trained.exists() and job.run.adapter.is_dir() and not is_undecided(job.run):
         return f"the trained adapter in {job.run.adapter} is complete"
     saved = job.run.saved.all()
     return f"step {saved[-1].step} is saved in {saved[-1].path}" if saved else "no step was saved"
@@ -332,7 +333,7 @@ def _train_and_measure(
 
 def _keep_last(run: RunDir, step: int, loaded: LoadedModel) -> None:
     """Save the adapter of the last step, unless a checkpoint has it or it was saved before."""
-    if not run.saved.at(step).is_dir() and run.last_adapter() is None:
+    if not run.saved.at(step).is_dir() and last_adapter(run) is None:
         run.saved.last.save(step, loaded.write)
 
 

@@ -20,6 +20,7 @@ from smollm3_finetune.model.load import parts
 from smollm3_finetune.model_files.imports import import_trainer
 from smollm3_finetune.model_files.loading import quiet_transformers
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.continuing import deleted_checkpoints, measurements_until
 from smollm3_finetune.runs.measurements import Measurements
 from smollm3_finetune.runs.rundir import RunDir
 from smollm3_finetune.train.display import Display, NoDisplay
@@ -139,9 +140,9 @@ def check(plan: RunPlan, run: RunDir, display: Display, checkpoint: Checkpoint |
     measurements = Measurements()
     if checkpoint is not None:
         run.check_identity(row_identity(tokens))
-        measurements = run.measurements(checkpoint)
+        measurements = measurements_until(run, checkpoint)
     without = checkpoint is not None and checkpoint.only_adapter
-    deleted = without and run.deleted_checkpoints()
+    deleted = without and deleted_checkpoints(run)
     again = f"start a new run: smollm3 train --config {shlex.quote(str(run.config))}"
     early = ends_early(plan.config.train, measurements) and done < steps
     if early and run.report.exists():

@@ -22,6 +22,7 @@ from smollm3_finetune.model.left_alone import planned_lines
 from smollm3_finetune.model.load import build_context
 from smollm3_finetune.paths import user_path
 from smollm3_finetune.runs.checkpoints import Checkpoint
+from smollm3_finetune.runs.continuing import last_checkpoint
 from smollm3_finetune.runs.division import check_division, divided
 from smollm3_finetune.runs.plugin_files import check_missing_plugin_files, check_plugin_files
 from smollm3_finetune.runs.reopen import CODE_EXECUTION_OPTIONS
@@ -194,7 +195,7 @@ def plan_training(
         about = (Purpose.TRAIN, asked.device, asked.dtype, asked.seed)
         return build_context(*about, progress=progress, elsewhere=elsewhere)
 
-    checkpoint = run.last_checkpoint(warn) if resumed is not None else None
+    checkpoint = last_checkpoint(run, warn) if resumed is not None else None
     path = checkpoint.path if checkpoint is not None else None
     plan = plan_run(registry, loaded, make_context, path, start=start, run=run, launches=launches)
     if checkpoint is not None and plan.layout.processes is not None:

@@ -573,7 +573,19 @@ def test_a_plugin_that_crashes_python_is_named_by_its_distribution(cli: Cli, fak
     assert "no installed plugin, distribution or component is named 'its-component'" in done.stderr
 
 
-@pytest.mark.parametrize("case", ENDS)
+def test_a_plugin_that_hangs_is_reported_after_a_limit(
+    cli: Cli, fake_distribution: Any, isolated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("smollm3_finetune.checks.plugin.SECONDS", 3.0)
+    fake_distribution("deadly", "1.0", {"deadly_hooks": ENDS["hang"][0]}, {"deadly": "deadly_hooks"})
+    fake_distribution("good", "1.0", {"good_hooks": GOOD}, {"good": "good_hooks"})
+    done = cli("plugins", "check")
+    assert done.code == 7
+    assert f"it can be imported: {ENDS['hang'][1]}" in done.stdout
+    assert "good (good 1.0)" in done.stdout
+
+
+@pytest.mark.parametrize("case", ["os._exit", "interrupt", pytest.param("hang", marks=pytest.mark.long)])
 def test_a_plugin_that_crashes_or_hangs_is_reported_and_others_are_checked(
     case: str, cli: Cli, fake_distribution: Any, isolated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

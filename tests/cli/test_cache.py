@@ -215,9 +215,9 @@ def test_a_damaged_reference_is_ignored(cache: Cache, tmp_path: Path, text: str)
     assert entries(cache.root, [run])[0].runs == ()
 
 
-def test_a_training_run_refers_to_its_quantized_base(run_cli: Cli, cache: Cache, isolated: Path) -> None:
+def test_a_training_run_refers_to_its_quantized_base(cli: Cli, cache: Cache, isolated: Path) -> None:
     """With a quantizer that writes its checkpoint into the cache; the run does not keep the tokenized rows."""
-    result = run_cli(
+    result = cli(
         "train", "-p", str(OUT_OF_TREE / "one_way_quantizer.py"), "--quant", "rows-int8", "--adapter", "scale",
         "-p", str(OUT_OF_TREE / "scale_adapter.py"), "--device", "cpu", "--max-steps", "1", "--batch-size", "2",
         "--set", "train.sample_tokens=2", "--set", "data.limit=20", "--output", "run",
@@ -227,7 +227,7 @@ def test_a_training_run_refers_to_its_quantized_base(run_cli: Cli, cache: Cache,
     assert base.runs == ((isolated / "run").resolve(),)
     about = json.loads((isolated / "run" / USES).read_text())
     assert about == {"root": str(cache.root.resolve()), "entries": [base.name]}
-    assert run_cli("cache", "clean", "--yes").code == 0
+    assert cli("cache", "clean", "--yes").code == 0
     assert [e.name for e in entries(cache.root)] == [base.name]
 
 

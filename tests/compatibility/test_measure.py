@@ -231,11 +231,12 @@ def test_a_sampled_figure_is_compared_with_the_published_one(benchmark: Any) -> 
 
 
 @pytest.mark.plugins
-def test_five_published_cells_chosen_by_the_commit_are_reproduced() -> None:
+@pytest.mark.parametrize("count", [2, pytest.param(5, marks=pytest.mark.long)])
+def test_published_cells_chosen_by_the_commit_are_reproduced(count: int) -> None:
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     chosen_by = git.stdout.strip() or "no commit"
-    command = [sys.executable, "benchmarks/compatibility.py", "--sample", "5", "--by", chosen_by]
+    command = [sys.executable, "benchmarks/compatibility.py", "--sample", str(count), "--by", chosen_by]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 of 5 hold" in done.stdout
+    assert f"{count} of {count} hold" in done.stdout

@@ -103,10 +103,14 @@ def test_an_unusable_component_breaks_only_the_runs_that_select_it(case: str, cl
     assert cli("plugins", "check", "acme").code == 7
 
 
-def test_a_plugin_whose_import_hangs_can_be_disabled_by_name(run_cli: Cli, fake_distribution: Any) -> None:
-    fake_distribution("acme-quant", "1.2", {"acme_hooks": "import time\ntime.sleep(600)\n"}, {"acme": "acme_hooks"})
+def test_a_plugin_whose_import_hangs_can_be_disabled_by_name(
+    run_cli: Cli, fake_distribution: Any, tmp_path: Path
+) -> None:
+    hangs = f"import pathlib, time\npathlib.Path({str(tmp_path / 'begun')!r}).touch()\ntime.sleep(600)\n"
+    fake_distribution("acme-quant", "1.2", {"acme_hooks": hangs}, {"acme": "acme_hooks"})
     with pytest.raises(subprocess.TimeoutExpired):
-        run_cli("plugins", "list", timeout=8)
+        run_cli("plugins", "list", timeout=4)
+    assert (tmp_path / "begun").exists()
     assert run_cli("--help", timeout=60).code == 0
     listed = run_cli("plugins", "list", "--json", "-p", "no:acme", timeout=60)
     assert {p["name"]: p["status"] for p in json.loads(listed.stdout)}["acme"] == "disabled"

@@ -212,9 +212,9 @@ def test_every_documented_message_exists(message: str) -> None:
 # ----------------------------------------------------------------------------------------------------- examples
 
 
-def train_two_steps(run_cli: Any, *arguments: str) -> Path:
-    """A run of two steps in a separate process; returns its directory."""
-    result = run_cli(
+def train_two_steps(cli: Any, *arguments: str) -> Path:
+    """A run of two steps; returns its directory."""
+    result = cli(
         "train", "--device", "cpu", "--data", "examples/rows.jsonl", "--max-steps", "2", "--batch-size", "2",
         "--set", "train.sample_tokens=4", "--output", "run", *arguments,
     )  # fmt: skip
@@ -222,12 +222,10 @@ def train_two_steps(run_cli: Any, *arguments: str) -> Path:
     return Path("run")
 
 
-def test_the_example_adapter_trains_through_the_command_line(run_cli: Any, examples: Path) -> None:
-    run = train_two_steps(run_cli, "-p", "examples/scale_adapter.py", "--adapter", "scale")
+def test_the_example_adapter_trains_through_the_command_line(cli: Any, examples: Path) -> None:
+    run = train_two_steps(cli, "-p", "examples/scale_adapter.py", "--adapter", "scale")
     assert (run / "adapter" / "adapter.safetensors").exists()
-    answer = run_cli(
-        "generate", "run", "-p", "examples/scale_adapter.py", "--prompt", "Hello!", "--max-new-tokens", "2"
-    )
+    answer = cli("generate", "run", "-p", "examples/scale_adapter.py", "--prompt", "Hello!", "--max-new-tokens", "2")
     assert answer.code == 0, answer.stderr
 
 

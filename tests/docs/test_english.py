@@ -287,9 +287,9 @@ def scanned_files() -> list[Path]:
     return sorted({p for pattern in globs for p in ROOT.glob(pattern) if ".venv" not in p.parts and p.is_file()})
 
 
-def all_findings(everything: bool = False) -> list[Finding]:
-    found = {f for path in scanned_files() for f in findings_of(path, everything)}
-    return sorted(found)
+@cache
+def all_findings(everything: bool = False) -> tuple[Finding, ...]:
+    return tuple(sorted({f for path in scanned_files() for f in findings_of(path, everything)}))
 
 
 def is_allowed(finding: Finding) -> bool:

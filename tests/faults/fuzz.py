@@ -352,6 +352,7 @@ class Run(Reader):
         from smollm3_finetune.cli.output.runs_table import shown_runs
         from smollm3_finetune.errors import SmolLM3Error
         from smollm3_finetune.model.saved_adapter import SavedAdapter, read_calibration
+        from smollm3_finetune.runs.continuing import forget_after, last_checkpoint
         from smollm3_finetune.runs.details import RunDetails
         from smollm3_finetune.runs.plugin_files import check_plugin_files
         from smollm3_finetune.runs.reopen import saved_configuration
@@ -364,14 +365,14 @@ class Run(Reader):
         saved_configuration(run, {})
         uses_of(directory)
         run.measured_before()
-        run.forget_after(3)
+        forget_after(run, 3)
         refused = None
         for read in (
             lambda: check_plugin_files(run, ()),
             lambda: run.check_identity({"rows": "x"}),
             lambda: SavedAdapter.read(run.adapter),
             lambda: read_calibration(directory / "calibration.json"),
-            lambda: run.last_checkpoint(lambda line: None),
+            lambda: last_checkpoint(run, lambda line: None),
         ):
             try:
                 read()

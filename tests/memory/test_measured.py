@@ -10,6 +10,13 @@ from typing import Any
 
 import pytest
 
+from smollm3_finetune.components.discovery import PluginSelection, discover
+from smollm3_finetune.config.load import Setting
+from smollm3_finetune.memory.estimate import estimate
+from smollm3_finetune.memory.memory_plan import MemoryPlan
+from smollm3_finetune.progress import Silent
+from smollm3_finetune.train.start import plan_training
+
 RUN = """
 import json, sys, threading, time
 from pathlib import Path
@@ -21,7 +28,6 @@ import smollm3_peft.adapter
 
 from smollm3_finetune.components.discovery import PluginSelection, discover
 from smollm3_finetune.config.load import Setting
-from smollm3_finetune.memory.estimate import estimate
 from smollm3_finetune.progress import Silent
 from smollm3_finetune.train.display import NoDisplay
 from smollm3_finetune.train.start import plan_training
@@ -32,7 +38,7 @@ def anonymous():
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-values, predicts = json.loads(sys.argv[1]), sys.argv[2] == "predict"
+values = json.loads(sys.argv[1])
 floor, peak, ended = anonymous(), 0, False
 
 
@@ -47,26 +53,28 @@ run = plan_training(
     [Setting(key=tuple(k.split(".")), value=v, origin="test") for k, v in values.items()],
     find_plugins=lambda names: discover(PluginSelection.of(tuple(names))), progress=Silent(), warn=print,
 )
-if predicts:
-    found = estimate(run.plan, run.registry)
-    print(json.dumps({"low": found.low, "high": found.high}))
-else:
-    thread = threading.Thread(target=watch)
-    thread.start()
-    run.train(NoDisplay())
-    ended = True
-    thread.join()
-    print(json.dumps({"peak": peak - floor}))
+thread = threading.Thread(target=watch)
+thread.start()
+run.train(NoDisplay())
+ended = True
+thread.join()
+print(peak - floor)
 """
 
 
-def answer(what: str, values: dict[str, Any]) -> dict[str, int]:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(values), what], capture_output=True, text=True, timeout=600
-    )
+def predicted(values: dict[str, Any]) -> MemoryPlan:
+    run = plan_training(
+        [Setting(key=tuple(k.split(".")), value=v, origin="test") for k, v in values.items()],
+        find_plugins=lambda names: discover(PluginSelection.of(tuple(names))), progress=Silent(), warn=print,
+    )  # fmt: skip
+    return estimate(run.plan, run.registry)
+
+
+def measured(values: dict[str, Any]) -> int:
+    """The peak of a run in a process of its own, in bytes."""
+    done = subprocess.run([sys.executable, "-c", RUN, json.dumps(values)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return int(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -83,6 +91,5 @@ def test_a_run_takes_what_was_predicted(tmp_path: Path, adapter: str, length: in
         "train.gradient_checkpointing": recomputes, "train.save_minutes": None, "train.report": False,
         "train.sample_tokens": 1, "train.sample_prompt": "Hi", "device": "cpu", "output": str(tmp_path / "run"),
     }  # fmt: skip
-    predicted = answer("predict", values)
-    peak = answer("run", values)["peak"]
-    assert predicted["low"] <= peak <= predicted["high"]
+    found = predicted(values)
+    assert found.low <= measured(values) <= found.high

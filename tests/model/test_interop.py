@@ -18,7 +18,9 @@ from smollm3_finetune.testing import dense_copy, plan, relative_error
 pytestmark = pytest.mark.plugins
 
 TINY = Path(smollm3_finetune.__file__).parent / "builtin" / "tiny"
-PAIRS = [(q, a) for q in ("none", "bnb-4bit", "bnb-8bit") for a in ("lora", "dora")]
+PAIRS = [*((q, a) for q in ("none", "bnb-4bit", "bnb-8bit") for a in ("lora", "dora")), ("none", "adalora")]
+NOISE = {"adalora": 0.1}
+"""Its update is a product of three factors, of which one is zero at the start."""
 DENSE = 1e-5
 """float32: eight layers of products with another order of summation."""
 SAME_BASE = {"none": DENSE, "bnb-4bit": DENSE, "bnb-8bit": 5e-2}
@@ -63,12 +65,12 @@ def tuned(quant: str, adapter: str, directory: Path) -> tuple[Any, float]:
     base = made.quantizer.create().load(made.source, made.context)
     dense_copy(base).save_pretrained(str(directory / "dense"))
     assert made.adapter is not None
-    adapted = made.adapter.create().attach(base, made.context, None)
+    adapted = made.adapter.create().attach(base, made.context, 20)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in adapted.model.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.04 * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(NOISE.get(adapter, 0.04) * torch.randn(parameter.shape, generator=generator))
         adapted.model.eval()
         logits = adapted.model(input_ids=torch.tensor(IDS), use_cache=False).logits
         with adapted.disabled():

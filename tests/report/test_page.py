@@ -192,6 +192,17 @@ def test_a_failed_run_shows_its_error(make_run: MakeRun, parsed: Parsed) -> None
     assert "start it again, with the same settings smollm3 train --config" in page.section("How to continue")
 
 
+@pytest.mark.parametrize("about", [{"message": "unexpected KeyError: 'rows'"}, {"hint": "smollm3 doctor"}, {}])
+def test_a_failed_run_without_a_message_or_a_hint_has_a_page(
+    make_run: MakeRun, parsed: Parsed, about: dict[str, str]
+) -> None:
+    run = make_run(without=("report.json",))
+    run.error.write_text(json.dumps(about))
+    shown = parsed(write_report([run])).sections.get("The run failed", "")
+    assert all(text in shown for text in about.values()) and ("Hint" in shown) == ("hint" in about)
+    assert about.get("message", "") in parsed(write_report([run, run])).text
+
+
 def test_a_running_run_is_shown_as_running_unless_its_own_process_ends_it(make_run: MakeRun, parsed: Parsed) -> None:
     run = make_run()
     with locked(run.path / LOCK, "busy", remove=True):

@@ -14,6 +14,7 @@ from smollm3_finetune import stopping
 from smollm3_finetune.cli.commands import runs_list
 from smollm3_finetune.config.yaml12 import read_yaml
 from smollm3_finetune.errors import SmolLM3Error, WriteError
+from smollm3_finetune.runs.continuing import forget_after
 from smollm3_finetune.runs.facts import facts_of
 from smollm3_finetune.runs.failure import recorded_failure
 from smollm3_finetune.runs.find import find_runs
@@ -74,7 +75,7 @@ def test_a_resumed_run_keeps_answers_with_unusual_line_separators(make_run: Make
     lines = [json.dumps({"step": s, "answer": "one\u2028two\x85three"}, ensure_ascii=False) for s in (2, 4)]
     run.samples.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     assert [row["step"] for row in metric_rows(run.samples)] == [2, 4]
-    run.forget_after(2)
+    forget_after(run, 2)
     assert run.samples.read_text(encoding="utf-8") == f"{lines[0]}\n"
 
 

@@ -170,7 +170,7 @@ def test_imports_are_sorted_for_a_name_of_any_letters_and_length(isolated: Path)
     assert done.returncode == 0, done.stdout
 
 
-def test_files_of_every_kind_train_one_run_together(cli: Cli, run_cli: Cli, isolated: Path) -> None:
+def test_files_of_every_kind_train_one_run_together(cli: Cli, isolated: Path) -> None:
     files = []
     for kind in NAMES:
         result = cli("plugins", "new", kind, "acme", "--file")
@@ -178,7 +178,7 @@ def test_files_of_every_kind_train_one_run_together(cli: Cli, run_cli: Cli, isol
         files += ["-p", f"acme_{kind}.py"]
     rows = [{"question": f"What is {n}?", "answer": f"A number, {n}."} for n in range(6)]
     (isolated / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    result = run_cli(
+    result = cli(
         "train", *files, "--adapter", "acme", "--quant", "acme", "--quant-opt", "bits=4", "--objective", "acme",
         "--data", "rows.jsonl", "--max-steps", "2", "--batch-size", "2", "--device", "cpu", "--output", "run",
         "--set", "train.sample_tokens=2", "--json",

@@ -247,9 +247,9 @@ def test_an_unknown_dtype_is_a_user_error(cli: Cli, word: str, meant: str | None
     assert (f"did you mean {meant!r}?" if meant else "one of: auto, float32") in result.stderr
 
 
-def test_a_prompt_from_standard_input_loses_only_its_last_line_break(run_cli: Callable[..., Any]) -> None:
+def test_a_prompt_from_standard_input_loses_only_its_last_line_break(cli: Any, run_cli: Callable[..., Any]) -> None:
     common = ("generate", "tiny", "--json", "--max-new-tokens", "2")
-    typed = run_cli(*common, "--prompt", "Hello!")
+    typed = cli(*common, "--prompt", "Hello!")
     piped = run_cli(*common, "--prompt", "-", input="Hello!\n")
     assert piped.stdout == typed.stdout
     assert typed.code == 0

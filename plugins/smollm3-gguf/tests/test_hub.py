@@ -148,11 +148,15 @@ def opened(**options):
 
 
 def test_a_file_on_the_hub_is_pinned_to_its_commit(endpoint, tmp_path):
-    code = PINS + "source = opened()\nprint(source.pins, found[-1].local)"
-    assert run(code, endpoint, tmp_path) == [f"{{'revision': '{COMMIT}'}} None"]
-    Hub.main = OTHER
-    code = PINS + f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], found[-1].on_disk())"
-    (line,) = run(code, endpoint, tmp_path)
+    code = PINS + (
+        "import urllib.request, os\n"
+        "source = opened()\nprint(source.pins, found[-1].local)\n"
+        "urllib.request.urlopen(os.environ['HF_ENDPOINT'] + '/move')\n"
+        f"source = opened(revision='{COMMIT}')\nprint(source.pins['revision'], found[-1].on_disk())"
+    )
+    first, line = run(code, endpoint, tmp_path)
+    assert first == f"{{'revision': '{COMMIT}'}} None"
+    assert Hub.main == OTHER
     commit, path = line.split()
     assert commit == COMMIT
     assert f"/snapshots/{COMMIT}/" in path

@@ -254,13 +254,15 @@ def rows() -> list[list[int]]:
     return torch.randint(3, 2048, (8, 32), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-REAL = {
+REAL = {"4-bit-asymmetric-act-order": GPTQOptions(bits=4, group_size=32, sym=False, desc_act=True)}
+"""Checkpoints that gptqmodel quantizes; each needs a process with its imports."""
+OTHER_REAL = {
+    "4-bit": GPTQOptions(bits=4, group_size=32),
     "4-bit-act-order": GPTQOptions(bits=4, group_size=32, desc_act=True),
     "3-bit-asymmetric": GPTQOptions(bits=3, group_size=32, sym=False),
+    "8-bit-row": GPTQOptions(bits=8, group_size=-1),
 }
-"""Checkpoints that gptqmodel quantizes; each needs a process with its imports."""
-OTHER_REAL = {"4-bit": GPTQOptions(bits=4, group_size=32), "8-bit-row": GPTQOptions(bits=8, group_size=-1)}
-"""The same, for long tests."""
+"""More of them, for long tests."""
 
 
 @pytest.fixture(scope="session")
@@ -275,7 +277,7 @@ def real(
 def other_real(
     dense: Path, rows: list[list[int]], context: Callable[..., BuildContext], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """More of them, for long tests."""
+    """The checkpoints of OTHER_REAL."""
     return written(OTHER_REAL, dense, context(rows=rows), tmp_path_factory.mktemp("other-real"))
 
 

@@ -67,10 +67,14 @@ class FourBits(Prequantized):
 
 
 class TestFourBits(FourBits):
-    """Without two tests that start gptqmodel in processes of their own, half a minute each: see TestRoundTrips."""
+    """Without the tests that start gptqmodel in processes of their own, half a minute each: see TestRoundTrips.
+
+    test_round_trip.py writes and reads checkpoints on the grid of a run without gptqmodel.
+    """
 
     test_a_round_trip_names_layers_with_a_weight = None
     test_a_round_trip_is_pure_and_deterministic = None
+    test_a_round_trip_is_what_the_written_model_computes_with = None
 
 
 @pytest.mark.long

@@ -184,7 +184,9 @@ assert not any(name.startswith("smollm3") for name in sys.modules), "this must b
 """
 
 
+@pytest.mark.long
 def test_stock_peft_in_another_process_gives_the_same_logits(lab: Any, tmp_path: Path) -> None:
+    """After training steps; tests/model/test_interop.py has a shorter form."""
     dtype = torch.float32
     paths = []
     for method in ("lora", "dora", "adalora"):

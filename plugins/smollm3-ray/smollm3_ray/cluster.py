@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import warnings
@@ -38,8 +39,11 @@ UNLESS_SET = {
 }
 PATIENCE = 5.0
 """Seconds for the processes of Ray to end by themselves."""
-UNLESS_SET_HERE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-"""For Ray on this machine, which nobody takes away."""
+UNLESS_SET_HERE = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
+    "RAY_prestart_worker_first_driver": "0",  # one process per CPU, none of which Ray Train can use
+}
+"""For Ray on this machine."""
 
 
 def gpus_per_worker(options: RayOptions, launch: Launch) -> int:
@@ -96,6 +100,8 @@ def _end(processes: list[psutil.Process]) -> None:
 def _start(options: RayOptions, cpus: int) -> None:
     import ray
 
+    if options.address is not None:
+        _check_listens(options.address)
     level = logging.INFO if options.logs else logging.CRITICAL
     quiet = {"logging_level": level, "log_to_driver": options.logs}
     try:
@@ -106,12 +112,35 @@ def _start(options: RayOptions, cpus: int) -> None:
     except (ConnectionError, TimeoutError) as e:
         if options.address is None:
             raise SmolLM3Error(f"Ray did not start: {first_line(e)}", hint="ray stop, then try again") from e
-        raise ConfigError(
-            f"launcher 'ray': no Ray cluster answers at address={options.address}",
-            hint="ray status on a node of the cluster, or leave address out",
-        ) from e
+        raise _no_connection(options.address) from e
     except (RuntimeError, ValueError, OSError) as e:
         raise SmolLM3Error(f"Ray did not start: {first_line(e)}", hint="ray status") from e
+
+
+def _check_listens(address: str) -> None:
+    """Raise ConfigError if nothing listens at HOST:PORT: Ray itself would try again for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return  # Ray finds the cluster
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as e:
+        raise ConfigError(
+            f"launcher 'ray': no Ray cluster answers at address={address}",
+            hint="ray status on a node of the cluster, or leave address out",
+        ) from e
+
+
+def _no_connection(address: str) -> ConfigError:
+    if address == "auto":
+        return ConfigError(
+            "launcher 'ray': no Ray cluster was found at address=auto",
+            hint="ray status on a node of the cluster, or leave address out",
+        )
+    return ConfigError(
+        f"launcher 'ray': the Ray cluster at address={address} did not accept the connection",
+        hint="if it needs a token: RAY_AUTH_MODE=token before the command; otherwise: ray status on a node",
+    )
 
 
 def _check_gpus(options: RayOptions, launch: Launch) -> None:

@@ -37,7 +37,11 @@ def work(run: Path, observer: Observer | None) -> Mapping[str, Any] | None:
             print(f"step {step}/{STEPS}")
         assert observer is not None
         loss = settings.get("losses", {}).get(str(step))
-        if not observer.measured(step, {"loss": 1 / step} | ({} if loss is None else {"held_out_loss": loss})):
+        continues = observer.measured(step, {"loss": 1 / step} | ({} if loss is None else {"held_out_loss": loss}))
+        votes = torch.tensor([float(continues)])
+        if dist.is_initialized():  # as in a run: all processes end after the same step
+            dist.all_reduce(votes, op=dist.ReduceOp.MIN)
+        if not votes.item():
             return None
         if rank == 0:
             newest.parent.mkdir(exist_ok=True)

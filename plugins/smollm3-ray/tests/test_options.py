@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import smollm3_ray
-from smollm3_ray.cluster import _environment, _output_of_threads
+from smollm3_ray.cluster import _check_listens, _environment, _output_of_threads
 from smollm3_ray.errors import RunError, as_one_sentence, portable, what_happened
 from smollm3_ray.launcher import Background, RayLauncher
 from smollm3_ray.options import RayOptions, storage
@@ -132,6 +133,19 @@ def test_the_descriptor_imports_no_ray_and_no_torch() -> None:
     code = f"import sys, smollm3_ray, smollm3_ray.options\nprint({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"])
+def test_an_address_where_nothing_listens_is_refused_at_once(address: str) -> None:
+    """Ray would try again for minutes."""
+    with pytest.raises(ConfigError, match="no Ray cluster answers at address="):
+        _check_listens(address)
+
+
+def test_an_address_where_something_listens_is_left_to_ray() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        _check_listens(f"127.0.0.1:{server.getsockname()[1]}")
+    _check_listens("auto")
 
 
 def test_a_directory_for_checkpoints_may_be_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

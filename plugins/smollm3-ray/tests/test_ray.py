@@ -19,6 +19,9 @@ import pytest
 
 pytestmark = [pytest.mark.plugins, pytest.mark.usefixtures("needs_ray", "beside")]
 
+pytest_plugins = ["smollm3_finetune.testing.fixtures"]  # for `cli`
+Cli = Callable[..., Any]
+
 MARK = "SMOLLM3_RAY_TEST"
 TRAIN = ("train", "--json", "--adapter", "full", "--device", "cpu", "--batch-size", "2", "--max-length", "64")
 QUICK = (*TRAIN, "--set", "data.limit=60", "--set", "train.sample_tokens=2")
@@ -84,13 +87,13 @@ def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_killed_worker_is_restarted_and_the_result_is_that_of_torchrun(in_tmp: Path) -> None:
-    torchrun = Command(*STEPS, "--launcher", "torchrun", "--launcher-opt", "processes=2", "--output", "torchrun")
-    expected = torchrun.result()
-    assert expected.returncode == 0, expected.stderr
+def test_a_killed_worker_is_restarted_and_the_result_is_that_of_torchrun(in_tmp: Path, cli: Cli) -> None:
+    torchrun = ("--launcher", "torchrun", "--launcher-opt", "processes=2", "--output", "torchrun")
+    expected = cli(*STEPS, *torchrun)  # in this process: a new one would import torch again
+    assert expected.code == 0, expected.stderr
 
     command = Command(*STEPS, "--launcher", "ray", "--launcher-opt", "workers=2", "--output", "ray")
-    command.when(lambda: Path("ray/checkpoints/checkpoint-4").is_dir(), lambda: command.workers()[1].kill())
+    command.when(lambda: Path("ray/checkpoints/checkpoint-2").is_dir(), lambda: command.workers()[1].kill())
     found = command.result()
     assert found.returncode == 0, found.stderr
     assert found.stderr.count(": restart 1 of 3") == 1
@@ -170,26 +173,50 @@ def test_a_request_to_stop_saves_the_state_and_the_run_continues(in_tmp: Path) -
     assert json.loads(resumed.stdout)["steps"] == step + 1
 
 
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5" * 32}
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """The address of a running cluster."""
+    """The address of a running cluster, which needs a token."""
     head = [sys.executable, str(Path(__file__).parent / "head.py")]
-    with subprocess.Popen(head, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    variables = {**os.environ, **TOKEN}
+    with subprocess.Popen(head, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().strip()
 
 
 @pytest.mark.long
-def test_a_cluster_by_its_address_with_storage_and_elastic_workers(in_tmp: Path, cluster: str) -> None:
+def test_a_cluster_by_its_address_with_storage_and_elastic_workers(
+    in_tmp: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in TOKEN.items():
+        monkeypatch.setenv(name, value)
     options = {"address": cluster, "workers": 2, "min_workers": 1, "storage_path": str(in_tmp / "storage")}
     given = [a for k, v in options.items() for a in ("--launcher-opt", f"{k}={v}")]
     done = Command(*STEPS, "--launcher", "ray", *given, "--output", "run").result()
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("run/versions.json").read_text())["processes"] == 2
-    (copied,) = in_tmp.glob("storage/run-*/checkpoint_*")  # the newest one only
+    deadline = time.monotonic() + 60  # Ray deletes older ones in the background
+    while len(kept := list(in_tmp.glob("storage/run-*/checkpoint_*"))) > 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (copied,) = kept
     newest = Path("run/checkpoints/checkpoint-6")
     assert {f.name for f in copied.iterdir()} >= {"optimizer.pt", "trainer_state.json"}
     assert (copied / "trainer_state.json").read_bytes() == (newest / "trainer_state.json").read_bytes()
+
+
+@pytest.mark.long
+def test_a_cluster_that_refuses_the_connection_is_one_sentence(
+    in_tmp: Path, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An explicit address needs RAY_AUTH_MODE, also if the machine has a token."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    done = Command(*STEPS, "--launcher", "ray", "--launcher-opt", f"address={cluster}", "--output", "run").result()
+    assert done.returncode == 2
+    error, hint = (line for line in done.stderr.splitlines() if line.startswith(("error: ", "  hint: ")))
+    assert error == f"error: launcher 'ray': the Ray cluster at address={cluster} did not accept the connection"
+    assert hint.startswith("  hint: if it needs a token: RAY_AUTH_MODE=token before the command")
 
 
 @pytest.mark.long
@@ -204,7 +231,7 @@ def test_an_address_where_no_cluster_answers_is_one_sentence(in_tmp: Path) -> No
 @pytest.mark.long
 def test_an_error_of_the_run_is_not_tried_again(in_tmp: Path) -> None:
     """Rows that vanish after the run was planned: the same error would follow each restart."""
-    Path("rows.jsonl").write_text('{"text": "one two three four five six seven"}\n' * 20)
+    Path("rows.jsonl").write_text("".join(f'{{"text": "one two three four five {n}"}}\n' for n in range(20)))
     changed = Path(__file__).parent / "vanishing.py"
     given = ("--data", "rows.jsonl", "-p", str(changed), "--launcher", "vanishing", "--output", "run")
     done = Command(*TRAIN, "--max-steps", "2", *given).result()

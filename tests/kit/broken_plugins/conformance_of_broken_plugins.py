@@ -47,6 +47,8 @@ ABOUT = {
 WITH_EXPERTS = ("experts-dense", "experts-swapped", "experts-coarse", "experts-keep-update")
 TRAINED = ("groups", "one-way", "unseeded", "options-not-in-fingerprint", "stale-scale")
 """Quantizers that are also trained, with an adapter from another file: minutes for all of them."""
+BY_COMMANDS = ("stale-scale",) if ONLY else ("stale-scale", "groups")
+"""Those of them that are also trained by commands: one that must fail, and one that must pass in the long form."""
 
 CACHED = ("test_tokens_one_by_one_are_as_all_at_once", "test_generates_with_a_cache_as_without")
 CACHES = ("rows", "one-token-kernel", "unseen", "delta", "delta-kept", "leaks", "counts-from-zero", "looks-back",
@@ -64,7 +66,7 @@ for name in names("quantizers"):
         about["experts"] = True
     if name in TRAINED:
         about |= {"adapters": ("delta",), "plugins": (FILES["quantizers"], FILES["adapters"])}
-        if name not in ("groups", "stale-scale"):
+        if name not in BY_COMMANDS:
             about["test_a_run_is_trained_asked_and_merged_by_commands"] = None  # 12 s each
     define("quantizers", name, QuantizerConformance, **about)
 for name in names("adapters"):
