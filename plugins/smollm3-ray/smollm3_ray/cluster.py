@@ -124,7 +124,7 @@ def _check_listens(address: str) -> None:
         return  # Ray finds the cluster
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
-    except (OSError, OverflowError) as e:
+    except (OSError, OverflowError, UnicodeError) as e:  # the last one: a name that DNS cannot have
         raise ConfigError(
             f"launcher 'ray': no Ray cluster answers at address={address}",
             hint="ray status on a node of the cluster, or leave address out",

@@ -135,7 +135,7 @@ def test_the_descriptor_imports_no_ray_and_no_torch() -> None:
     assert done.stdout.strip() == "set()"
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "127.0.0.1:99999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "[::1]:1", "127.0.0.1:99999", "node..one:6379"])
 def test_an_address_where_nothing_listens_is_refused_at_once(address: str) -> None:
     """Ray would try again for minutes."""
     with pytest.raises(ConfigError, match="no Ray cluster answers at address="):
