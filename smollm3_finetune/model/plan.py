@@ -170,7 +170,8 @@ def _check_directory(ref: str, registry: Registry) -> None:
         return
     if (file := loadable_file(path, registry)) is not None:
         raise ModelError(
-            f"the directory {ref!r} is not a model, but contains one in a file", hint=f"name the file: {file}"
+            f"the directory {ref!r} is not a model, but contains one in a file",
+            hint=f"name the file: {shlex.quote(str(file))}",
         )
 
 

@@ -300,6 +300,9 @@ def test_a_file_that_a_loader_claims_is_named(cli: Cli, small: Path, plugin_file
     done = cli("generate", "out", *plugins[:-2], "--prompt", "Hello!")
     assert done.code == 6 and "'out' is not a model, but contains one in a file" in done.stderr, done.stderr
     assert f"hint: name the file: {file}" in done.stderr
+    Path("out").rename("out dir")
+    done = cli("generate", "out dir", *plugins[:-2], "--prompt", "Hello!")
+    assert f"hint: name the file: 'out dir/{file.name}'" in done.stderr, done.stderr
 
 
 def test_a_wrong_merge_is_refused_before_anything_is_written(cli: Cli, small: Path) -> None:
