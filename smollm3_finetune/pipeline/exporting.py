@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from smollm3_finetune.api import ExporterSpec, Purpose
@@ -46,8 +47,9 @@ def check_loads(work: Work) -> None:
         if earlier is None or earlier.export is None:
             continue
         assert earlier.start is not None
-        choice = choose_exporter(work.registry(), earlier.export, earlier.origins)
-        spec: ExporterSpec = refined(choice, environment(work.context(Purpose.EXPORT)().device, Purpose.EXPORT))
+        its = replace(work, stage=earlier)  # the plugins and the device may be keys of that stage
+        choice = choose_exporter(its.registry(), earlier.export, earlier.origins)
+        spec: ExporterSpec = refined(choice, environment(its.context(Purpose.EXPORT)().device, Purpose.EXPORT))
         if not spec.loads:
             raise ConfigError(
                 f"{ref.origin}: the stage {earlier.name!r} exports for other software: smollm3 does not load what "

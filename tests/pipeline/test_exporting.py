@@ -116,8 +116,9 @@ def test_what_cannot_begin_with_an_export_is_refused_first(
     stage: str, says: str, hint: str, copied: Path, cli: Callable[..., Any]
 ) -> None:
     Path("foreign.py").write_text(FOREIGN)
-    more = f"  - {{name: shipped, from: more, export: foreign}}\n  - {{name: next, {stage}}}\n"
+    of = "plugins: [foreign.py]"  # of that stage alone
+    more = f"  - {{name: shipped, from: more, export: foreign, {of}}}\n  - {{name: next, {stage}}}\n"
     Path("p.yaml").write_text(Path("p.yaml").read_text() + more)
-    done = cli("pipeline", "run", "p.yaml", "-p", "foreign.py")
+    done = cli("pipeline", "run", "p.yaml")
     assert done.code == 2 and says in done.stderr and hint in done.stderr, done.stderr
     assert not list(copied.glob("*shipped*"))
