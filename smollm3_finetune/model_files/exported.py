@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from smollm3_finetune.errors import ModelError
 from smollm3_finetune.files.json import read_json
+from smollm3_finetune.files.limits import load_json
 from smollm3_finetune.model_files.model_card import FILE as CARD
 from smollm3_finetune.model_files.writing import EXPORT_FIGURES
 
@@ -50,7 +52,7 @@ class ExportedFiles:
                 raise _partial(directory, f"{name} is missing")
             if (found := file.stat().st_size) == size:
                 continue
-            if not TEXTS.fullmatch(file.name):
+            if not TEXTS.fullmatch(file.name) or (file.suffix == ".json" and not _is_json(file)):
                 raise _partial(directory, f"{name} has {found:,} bytes instead of {size:,}")
             notes.append(f"{name} was edited after the export, which verified it")
         return notes
@@ -59,6 +61,14 @@ class ExportedFiles:
 def _is_listed(name: Any, size: Any) -> bool:
     inside = isinstance(name, str) and not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
     return inside and isinstance(size, int) and not isinstance(size, bool)
+
+
+def _is_json(file: Path) -> bool:
+    """Whether a JSON file was edited, not cut off."""
+    with contextlib.suppress(OSError, ValueError):
+        load_json(file)
+        return True
+    return False
 
 
 def _partial(directory: Path, what: str) -> ModelError:

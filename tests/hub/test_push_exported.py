@@ -16,7 +16,12 @@ Cli = Callable[..., Any]
 CARD = "---\nlibrary_name: thing\ntags:\n- smollm3-finetune\n- thing\n---\n\n# An export\n"
 FORMATS = {
     "one file and a recipe": {"model-Q4_0.gguf": "GGUF" * 9, "Recipe": "FROM ./model-Q4_0.gguf\n"},
-    "a graph and its data": {"model.onnx": "graph", "model.onnx.data": "weights", "config.json": "{}"},
+    "a graph and its data": {
+        "model.onnx": "graph",
+        "model.onnx.data": "weights",
+        "config.json": "{}",
+        "tokenizer.json": "{}",
+    },
     "a folder": {"parts/a.bin": "weights", "tokenizer.json": "{}"},
     "an adapter": {"adapter_config.json": json.dumps({"base_model_name_or_path": "BASE"}), "adapter.bin": "weights"},
 }
@@ -62,6 +67,7 @@ def test_exactly_the_files_of_an_export_arrive(kind: str, hub: LocalHub, cli: Cl
         ("model.onnx.data", None, "is not complete: model.onnx.data is missing"),
         ("model.onnx.data", "weigh", "is not complete: model.onnx.data has 5 bytes instead of 7"),
         ("config.json", None, "is not complete: config.json is missing"),
+        ("tokenizer.json", '{"cut": ', "is not complete: tokenizer.json has 8 bytes instead of 2"),
         ("export.json", "{}", "export.json does not list the files of the export"),
         ("export.json", '{"files": {"../../secret.txt": 4}}', "export.json does not list the files of the export"),
         ("export.json", "{", "export.json cannot be read as JSON"),
