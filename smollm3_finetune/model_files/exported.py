@@ -28,6 +28,8 @@ class ExportedFiles:
     """Bytes of each file, by its name relative to the directory."""
     is_adapter: bool
     """Whether it is an adapter alone."""
+    exporter: str
+    """The name of the exporter."""
 
     @classmethod
     def read(cls, directory: Path) -> ExportedFiles | None:
@@ -38,8 +40,9 @@ class ExportedFiles:
         about = read_json(path)
         sizes = about.get("files")
         if not isinstance(sizes, dict) or not sizes or not all(_is_listed(*item) for item in sizes.items()):
-            raise ModelError(f"{path} does not list the files of the export", hint="export again: smollm3 export")
-        return cls(sizes, about.get("adapter") is not None and about.get("merge") is None)
+            raise ModelError(f"{path} does not list the files of the export", hint=_again("NAME", "DIR"))
+        is_adapter = about.get("adapter") is not None and about.get("merge") is None
+        return cls(sizes, is_adapter, str(about.get("exporter") or "NAME"))
 
     def check(self, directory: Path) -> list[str]:
         """Notes on files that were edited. Raises ModelError if one is missing, or is not of the size that it had."""
@@ -49,13 +52,19 @@ class ExportedFiles:
             if name == CARD:
                 continue
             if not file.is_file():
-                raise _partial(directory, f"{name} is missing")
+                raise self._partial(directory, f"{name} is missing")
             if (found := file.stat().st_size) == size:
                 continue
             if not TEXTS.fullmatch(file.name) or (file.suffix == ".json" and not _is_json(file)):
-                raise _partial(directory, f"{name} has {found:,} bytes instead of {size:,}")
+                raise self._partial(directory, f"{name} has {found:,} bytes instead of {size:,}")
             notes.append(f"{name} was edited after the export, which verified it")
         return notes
+
+    def _partial(self, directory: Path, what: str) -> ModelError:
+        return ModelError(
+            f"the export in {directory} is not complete: {what}",
+            hint=f"copy the whole directory, or {_again(self.exporter, f'{directory}-2')}",
+        )
 
 
 def _is_listed(name: Any, size: Any) -> bool:
@@ -71,8 +80,5 @@ def _is_json(file: Path) -> bool:
     return False
 
 
-def _partial(directory: Path, what: str) -> ModelError:
-    return ModelError(
-        f"the export in {directory} is not complete: {what}",
-        hint=f"copy the whole directory, or export again: smollm3 export RUN --output {shlex.quote(f'{directory}-2')}",
-    )
+def _again(exporter: str, output: str) -> str:
+    return f"export again: smollm3 export RUN --to {shlex.quote(exporter)} --output {shlex.quote(output)}"

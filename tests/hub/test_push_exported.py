@@ -33,12 +33,14 @@ def write_export(directory: Path, files: dict[str, str], **about: Any) -> Path:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_text(text)
     sizes = {name: (directory / name).stat().st_size for name in sorted(files)}
-    (directory / "export.json").write_text(json.dumps({"adapter": None, "merge": None, **about, "files": sizes}))
+    (directory / "export.json").write_text(
+        json.dumps({"exporter": "thing", "adapter": None, "merge": None, **about, "files": sizes})
+    )
     (directory / "README.md").write_text(CARD)
     return directory
 
 
-def refused(done: Any, message: str, hint: str = "export again: smollm3 export") -> None:
+def refused(done: Any, message: str, hint: str = "export again: smollm3 export RUN --to thing --output out-2") -> None:
     assert done.code == 6, done.stderr
     assert message in done.stderr and hint in done.stderr and "Traceback" not in done.stderr
 
@@ -79,7 +81,8 @@ def test_a_partial_export_is_refused(name: str, change: str | None, said: str, h
         (out / name).unlink()
     else:
         (out / name).write_text(change)
-    refused(cli("push", out, "me/x"), said, "" if "cannot be read" in said else "export again: smollm3 export")
+    hint = f"smollm3 export RUN --to {'NAME --output DIR' if 'does not list' in said else 'thing --output out-2'}"
+    refused(cli("push", out, "me/x"), said, "" if "cannot be read" in said else hint)
     assert hub.repositories == {}
 
 
@@ -108,4 +111,4 @@ def test_what_export_writes_is_published(hub: LocalHub, cli: Cli, tmp_path: Path
     there = hub.repositories["me/x"].files()
     assert report["kind"] == "exported model" and there.keys() == {f.name for f in Path("out").iterdir()}
     save_file({"w": np.zeros(3, dtype=np.float32)}, "out/model.safetensors")
-    refused(cli("push", "out", "me/x"), "model.safetensors has ")
+    refused(cli("push", "out", "me/x"), "model.safetensors has ", "--to safetensors --output out-2")
