@@ -67,7 +67,8 @@ def _widened(raw: Mapping[str, Any], inner: Mapping[str, Any]) -> dict[str, Any]
     if "anyOf" in node:
         node["anyOf"] = [_widened(n, inner) for n in node["anyOf"]]
     elif "enum" in node:
-        node["enum"] = [*node["enum"], *(alias for alias, dtype in ALIASES.items() if dtype in node["enum"])]
+        words = node["enum"]
+        node["enum"] = [*words, *(alias for alias, dtype in ALIASES.items() if dtype in words and alias not in words)]
     elif "const" in node:
         pass
     elif node.get("type") == "string":

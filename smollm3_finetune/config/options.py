@@ -183,13 +183,22 @@ def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in list(out.items()):
         if type(None) in get_args(hints.get(name)) and isinstance(value, str) and value in words_for_none(hints[name]):
             out[name] = None
-        if isinstance(value, str) and value not in (words := _words(hints.get(name))) and full_name(value) in words:
-            out[name] = full_name(value)
+        out[name] = _with_full_name(out[name], hints.get(name))
         if get_origin(hints.get(name)) is tuple and not isinstance(value, list | tuple | dict | None):
             parts = value.split(",") if isinstance(value, str) else [value]
             kind = get_args(hints[name])[0]
             out[name] = [_number(p.strip(), kind) if isinstance(p, str) else p for p in parts if p != ""]
+        if isinstance(out[name], list) and get_origin(hints.get(name)) is tuple:
+            out[name] = [_with_full_name(part, get_args(hints[name])[0]) for part in out[name]]
     return out
+
+
+def _with_full_name(value: Any, annotation: Any) -> Any:
+    """The full name of a dtype that the annotation has by this name only; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    words = _words(annotation)
+    return full_name(value) if value not in words and full_name(value) in words else value
 
 
 def _number(text: str, kind: Any) -> Any:

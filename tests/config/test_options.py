@@ -65,7 +65,10 @@ def test_the_short_name_of_a_dtype_is_accepted_where_the_dtype_is(typed: str, dt
         dtype: Literal["auto", "float16", "bfloat16", "float32", "float64"] | None = option(None, "A dtype.")
         kind: Literal["half", "whole"] = option("whole", "A kind.")
         name: str = option("", "A name.")
+        several: tuple[Literal["float16", "bfloat16", "float32", "float64"], ...] = option((), "Dtypes.")
 
+    for several in (f"{typed},float16", [typed, "float16"]):
+        assert build(Dtypes, {"several": several}, "quant") == Dtypes(several=(dtype, "float16"))  # type: ignore[arg-type]
     found = build(Dtypes, {"dtype": typed, "kind": "half", "name": typed}, "quant")
     assert found == Dtypes(dtype=dtype, kind="half", name=typed)  # type: ignore[arg-type]
     assert f"got {typed!r}" in problems(kind=typed)[0]
