@@ -53,7 +53,7 @@ def check_loads(work: Work) -> None:
         if not spec.loads:
             raise ConfigError(
                 f"{ref.origin}: the stage {earlier.name!r} exports for other software: smollm3 does not load what "
-                f"{choice.component.title} writes",
+                f"{choice.component.title} writes with these options",
                 hint=f"begin with {earlier.start.title}, which it exports",
             )
 
