@@ -82,8 +82,9 @@ def table(cells: Mapping[tuple[str, str], Mapping[str, Any]], times: Mapping[str
     """The figures as Markdown."""
     lines = [
         "| format | adapter | base | base in the format | trained | shipped without `ship_as` | with it "
-        "| kept without `ship_as` | kept with it | of its own gain | layers equal bit for bit | step time |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| kept without `ship_as` | kept with it | of its own gain | gap closed without `ship_as` | with it "
+        "| layers equal bit for bit | step time |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for title in TARGETS:
         for adapter in ADAPTERS:
@@ -97,7 +98,8 @@ def table(cells: Mapping[tuple[str, str], Mapping[str, Any]], times: Mapping[str
             all_losses = (without["base"], found.get("base_in_format"), without["adapter"], without["shipped"],
                           with_it["shipped"])  # fmt: skip
             losses = " | ".join("–" if loss is None else f"{loss:.3f}" for loss in all_losses)
-            lines.append(f"| {title} | {adapter} | {losses} | {shares} | {layers} | {time} |")
+            gaps = f"{_gap_closed(found, without)} | {_gap_closed(found, with_it)}"
+            lines.append(f"| {title} | {adapter} | {losses} | {shares} | {gaps} | {layers} | {time} |")
     settings = sorted({(c["steps"], c["batch"], c["length"]) for c in cells.values()})
     shown = "; ".join(f"{s} steps of {b} rows of up to {n} tokens" for s, b, n in settings)
     rows = sorted({c["with"]["rows"] for c in cells.values()})
@@ -106,9 +108,15 @@ def table(cells: Mapping[tuple[str, str], Mapping[str, Any]], times: Mapping[str
     return "\n".join([*lines, "", about]) + "\n"
 
 
+def _gap_closed(found: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+    """How far training came from the base in the format to the trained model that is not in the format."""
+    start = found["base_in_format"]
+    return f"{(start - measured['shipped']) / (start - measured['adapter']):.2f}"
+
+
 def _share(found: Mapping[str, Any]) -> str:
     if found["share"] is None:
-        return str(found["reason"])
+        return "no gain"
     return f"{found['share']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
@@ -180,7 +188,7 @@ def _times(setting: Setting, args: argparse.Namespace) -> int:
 
 
 def _cells(setting: Setting, args: argparse.Namespace) -> int:
-    lost = 0
+    lost = False
     for title in args.targets:
         for adapter in args.adapters:
             file = RESULTS / f"{title}-{adapter}.json"
@@ -194,10 +202,12 @@ def _cells(setting: Setting, args: argparse.Namespace) -> int:
             shares = f"{_share(found['without'])} without, {_share(found['with'])} with ship_as, {own}"
             print(f"{title:<26} {adapter:<5} {shares}; {found['bit_for_bit']}", flush=True)
             for share, what in (("with", "the gain of the plain run"), ("own", "its own gain")):
-                if (found[share]["share"] or 0) < ENOUGH:
+                if (kept := found[share]["share"]) is None:
+                    print(f"UNKNOWN: the share of {what}, {title} with {adapter}: {found[share]['reason']}")
+                elif kept < ENOUGH:
                     print(f"FAILED: {title} with {adapter} keeps less than {ENOUGH:.0%} of {what}")
-                    lost = 1
-    return lost
+                lost |= kept is None or kept < ENOUGH
+    return int(lost)
 
 
 if __name__ == "__main__":

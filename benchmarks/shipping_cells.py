@@ -74,7 +74,6 @@ class Setting:
         run = self.work / name
         if (run / "report.json").exists():
             return run
-        calls = ("--set", "calibration.rows=8", "--set", f"calibration.length={self.length}")
         command(
             *(
                 "train",
@@ -92,9 +91,12 @@ class Setting:
             *("--max-length", self.length, "--learning-rate", self.rate, "--device", "cpu", "--dtype", "float32"),
             *("--set", "data.held_out=0", "--set", "train.sample_tokens=1", "--set", "train.report=false"),
             *(() if target is None else target.ship_as()),
-            *(calls if target is not None and target.calibration else ()),
+            *(self._calibration() if target is not None and target.calibration else ()),
         )
         return run
+
+    def _calibration(self) -> tuple[str, ...]:
+        return "--set", "calibration.rows=8", "--set", f"calibration.length={self.length}"
 
     def rows(self) -> Path:
         """The training rows as a file."""
@@ -127,6 +129,15 @@ class Setting:
         """The losses of the model in the format, without training."""
         name, out = f"base-as-{title}", self.work / f"base-as-{title}"
         options = [(k, str(v)) for k, v in target.options.items()]
+        if target.calibration:
+            if not out.exists():
+                flags = [a for k, v in options for a in ("--quant-opt", f"{k}={v}")]
+                rows = ("--data", self.rows(), "--max-length", self.length, *self._calibration(), "--dtype", "float32")
+                command(
+                    *("quantize", self.model, "--quant", target.name, *flags, *rows),
+                    *("--device", "cpu", "--output", out, "--json"),
+                )
+            return self.losses(name, out)
         if not target.exporter:  # what a checkpoint dequantizes to is what loading dequantizes to
             return self.losses(name, self.model, quant={"name": target.name, **target.options})
         if not out.exists():
