@@ -39,6 +39,8 @@ UNLESS_SET = {
 }
 PATIENCE = 5.0
 """Seconds for the processes of Ray to end by themselves."""
+TO_CONNECT = 5.0
+"""Seconds in which something must answer at an address."""
 UNLESS_SET_HERE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away
     "RAY_prestart_worker_first_driver": "0",  # one process per CPU, none of which Ray Train can use
@@ -123,7 +125,7 @@ def _check_listens(address: str) -> None:
     if not host or not port.isdecimal():
         return  # Ray finds the cluster
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=TO_CONNECT).close()
     except (OSError, OverflowError, UnicodeError) as e:  # the last one: a name that DNS cannot have
         raise ConfigError(
             f"launcher 'ray': no Ray cluster answers at address={address}",
