@@ -2,9 +2,10 @@
 
 glibc gives a large block pages of its own if the block is at least as large as a threshold, which rises to the size of
 each such block that is freed (to 32 MiB at most). Smaller blocks come from the heap, best fit first. torch aligns
-tensors to 64 bytes, for which glibc needs 96 bytes more than the tensor has, and returns what is left before and behind
-it. Small objects take some of these pieces. A freed block whose pieces are taken cannot hold another tensor of the same
-size: it stays resident, and the next tensor is placed behind it. Source: glibc 2.36, malloc/malloc.c.
+tensors to 64 bytes, and large ones to pages where it uses huge pages. For 64 bytes, glibc needs 96 bytes more than the
+tensor has, and returns what is left before and behind it. Small objects take some of these pieces. A freed block whose
+pieces are taken cannot hold another tensor of the same size: it stays resident, and the next tensor is placed behind
+it. Source: glibc 2.36, malloc/malloc.c.
 """
 
 from __future__ import annotations
