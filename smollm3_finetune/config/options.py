@@ -158,17 +158,20 @@ def _explain(error: Mapping[str, Any], infos: Mapping[str, OptionInfo]) -> str:
 
 def words_for_none(annotation: Any) -> tuple[str, ...]:
     """The words for no value of an option. Text has none, and for true or false, `off` is false."""
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    own = _words(annotation)
+    kinds, own = _kinds(annotation), _words(annotation)
     if str in kinds:
         return ()
     return tuple(w for w in ("none", "off") if w not in own and (w == "none" or bool not in kinds))
 
 
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The types of a union; of another annotation, itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
 def _words(annotation: Any) -> set[Any]:
     """The fixed values that an option accepts."""
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    return {word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)}
+    return {word for kind in _kinds(annotation) if get_origin(kind) is Literal for word in get_args(kind)}
 
 
 def split_lists(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
