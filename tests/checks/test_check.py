@@ -425,7 +425,7 @@ def test_an_unknown_name_is_an_error_with_a_suggestion(cli: Cli, fake_distributi
     assert (result.code, "is disabled" in result.stderr) == (2, True)
     assert "acme_hooks" not in sys.modules
     assert cli("plugins", "check", "gone.py").code == 2
-    assert "finetune'?" not in cli("plugins", "check", "smollm3-nothere").stderr  # core is no plugin
+    assert "finetune'?" not in cli("plugins", "check", "smollm3-nothere").stderr  # core is not a plugin
     assert "hint: smollm3 plugins install xyzzy; to see" in cli("plugins", "check", "xyzzy").stderr
     assert cli("plugins", "check", "--no-plugins").code == 2
 
